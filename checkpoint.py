@@ -1,0 +1,64 @@
+"""Weights on disk, and the models rebuilt from them.
+
+A run folder holds `model.pt` (what was trained: its kind, the network's options, EMA weights in half precision) and, for a
+discriminator, copies of the two base models it was trained on, `video.pt` and `audio.pt`: the folder alone is enough to
+sample from. `pretrained/` is such a folder. `last.pt` is all that resuming needs.
+
+Used by train.py to write them, by sample.py and evaluate.py to read them.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from discriminator import JointDiscriminator
+from files import atomic
+from score import VPSDE, FrozenModel
+from unet import AudioUNet, VideoUNet
+
+NETWORKS = {"video": VideoUNet, "audio": AudioUNet, "discriminator": JointDiscriminator}
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+def save(path: Path, state: dict) -> None:
+    with atomic(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load(path: Path, device: str = "cpu") -> dict:
+    """A dict of tensors and plain values; anything else in the file, code above all, is refused."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: make it with train.py, or name another run")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): train again or restore it") from error
+
+
+def load_network(path: Path, kind: str, device: str = "cpu") -> nn.Module:
+    """The network of the given kind whose weights are in path, in eval mode; errors name what does not fit."""
+    state = load(path, device)
+    if not isinstance(state, dict) or not {"kind", "options", "model"} <= state.keys():
+        raise ValueError(f"{path} is not a model.pt of this project")
+    if state["kind"] != kind:
+        raise ValueError(f"{path} holds a {state['kind']} model where a {kind} model is needed")
+    network = NETWORKS[kind](**state["options"]).to(device)
+    try:
+        network.load_state_dict({name: value.float() for name, value in state["model"].items()})
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {NETWORKS[kind].__name__}: {' '.join(str(error).split())[:300]}") from error
+    return network.eval()
+
+
+def load_base(path: Path, kind: str, sde: VPSDE, device: str = "cpu") -> FrozenModel:
+    """A base model trained by train.py, frozen."""
+    return FrozenModel(load_network(path, kind, device), sde, prediction="x0")
+
+
+def load_run(run: Path, device: str = "cpu") -> tuple[FrozenModel, FrozenModel, nn.Module]:
+    """The two frozen base models and the discriminator of a run folder."""
+    sde = VPSDE()
+    video_model, audio_model = (load_base(run / f"{kind}.pt", kind, sde, device) for kind in ("video", "audio"))
+    return video_model, audio_model, load_network(run / "model.pt", "discriminator", device).requires_grad_(False)

@@ -1,0 +1,64 @@
+"""Pictures of clips and of training, through matplotlib.
+
+Used by train.py (samples.png, loss.png), sample.py and evaluate.py (contact sheets).
+"""
+
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch import Tensor
+
+import media
+from files import atomic
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402, the backend is chosen first: servers have no screen
+
+
+def save_sheet(path: Path, video: Tensor | None, audio: Tensor | None, titles: list[str] | None = None) -> None:
+    """Per clip a strip of its frames over its spectrogram, on one time axis; video (B, 3, T, H, W), audio (B, 1, n_mels, L)."""
+    kinds = [x for x in (video, audio) if x is not None]
+    clips, rows = len(kinds[0]), len(kinds)
+    ratios = ([1.0] if video is not None else []) + ([1.4] if audio is not None else [])
+    figure, axes = plt.subplots(
+        clips * rows, 1, figsize=(12, 1.05 * clips * sum(ratios)), squeeze=False, gridspec_kw={"height_ratios": ratios * clips}
+    )
+    axes = iter(axes[:, 0])
+    for clip in range(clips):
+        if video is not None:
+            axis = next(axes)
+            axis.imshow(torch.cat(list(media.to_frames(video[clip : clip + 1])[0]), dim=1), aspect="auto")
+            axis.set_title(titles[clip] if titles else "", fontsize=8, loc="left", pad=2)
+            axis.set_axis_off()
+        if audio is not None:
+            axis = next(axes)
+            axis.imshow(audio[clip, 0].cpu(), origin="lower", aspect="auto", vmin=-1, vmax=1, cmap="magma")
+            axis.set_axis_off()
+    figure.tight_layout(pad=0.3)
+    save_figure(path, figure)
+
+
+def save_curves(path: Path, history: list[dict]) -> None:
+    """Each part of the loss against the step, and the noise levels' latest values beneath it."""
+    names = sorted({name for entry in history for name in entry["loss"]})
+    if not names:
+        return
+    figure, axes = plt.subplots(2, len(names), figsize=(4 * len(names), 6), squeeze=False)
+    for name, (top, bottom) in zip(names, axes.T, strict=True):
+        entries = [entry for entry in history if name in entry["loss"]]
+        top.plot([e["step"] for e in entries], [e["loss"][name] for e in entries])
+        top.set(title=name, xlabel="step")
+        level = entries[-1]["levels"][name]
+        bottom.plot([(b + 0.5) / len(level) for b in range(len(level))], [v if v is not None else float("nan") for v in level], "o-")
+        bottom.set(xlabel="t, at the last step")
+        if min(e["loss"][name] for e in entries) > 0 and name != "correct":
+            top.set_yscale("log")
+    figure.tight_layout()
+    save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: plt.Figure, dpi: int = 100) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+    plt.close(figure)

@@ -1,0 +1,139 @@
+"""Guided sampling: two frozen base models become one joint model through the gradient of the discriminator.
+
+    eps_joint = eps_base + w * r,   r = -sigma_t grad L(v_t, a_t, t)          (Hayakawa et al. 2025, eq. 8)
+
+`JointEps` is that line; the solvers below see only a function (states, t) -> eps per state and know nothing of guidance.
+Weight 1 is the exact joint; larger weights trade diversity for alignment; weight 0 is the base models, bit for bit.
+
+Used by sample.py, evaluate.py, train.py (previews) and toy/run.py.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from discriminator import residual_noise
+from score import FrozenModel, VPSDE
+
+SOLVERS = ("ddim", "dpm++2m", "ddpm")
+States = tuple[Tensor, ...]
+
+
+class JointEps:
+    """(states (v_t, a_t), t (B,)) -> (eps_v, eps_a): one base call a modality, one discriminator forward and backward.
+
+    `weight` is one number or a pair (video, audio). Where `given` holds a clean modality instead of None, that modality is
+    not generated: its state is the given clip noised to level t, drawn anew at each call, and its base model is not called.
+    Conditioning on v_t in place of v_0 is an approximation of p(a | v), exact only as t goes to 0.
+    """
+
+    def __init__(
+        self,
+        video_model: FrozenModel,
+        audio_model: FrozenModel,
+        discriminator: nn.Module | None,
+        weight: float | tuple[float, float] = 1.0,
+        given: tuple[Tensor | None, Tensor | None] = (None, None),
+        generator: torch.Generator | None = None,
+    ):
+        self.models, self.discriminator, self.sde = (video_model, audio_model), discriminator, video_model.sde
+        self.weights = weight if isinstance(weight, tuple) else (weight, weight)
+        self.given, self.generator = given, generator
+
+    def __call__(self, states: States, t: Tensor) -> States:
+        states = tuple(
+            x if known is None else self.sde.perturb(known, t, noise_like(known, self.generator))
+            for x, known in zip(states, self.given, strict=True)
+        )
+        with torch.no_grad():
+            base = [
+                model(x, t) if known is None else torch.zeros_like(x)
+                for model, x, known in zip(self.models, states, self.given, strict=True)
+            ]
+        if self.discriminator is None or not any(self.weights):
+            return tuple(base)
+        with torch.enable_grad():
+            vt, at = (x.detach().requires_grad_() for x in states)
+            residual = residual_noise(self.discriminator(vt, at, t), vt, at, t, self.sde)
+        return tuple(eps + w * r for eps, w, r in zip(base, self.weights, residual, strict=True))
+
+
+def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise of x's shape and type, drawn on the generator's device, so that seeds carry over."""
+    device = generator.device if generator is not None else x.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
+
+
+def time_grid(steps: int, sde: VPSDE) -> Tensor:
+    """t_0 = 1 > ... > t_steps = t_min, uniform in t (float64)."""
+    return torch.linspace(1, sde.t_min, steps + 1, dtype=torch.float64)
+
+
+def denoise(
+    eps_model: Callable[[States, Tensor], States],
+    states: States,
+    sde: VPSDE,
+    steps: int,
+    solver: str = "dpm++2m",
+    generator: torch.Generator | None = None,
+) -> Iterator[States]:
+    """Carry states from t = 1 to t_min, one call of eps_model a step; yields the states after each step.
+
+    ddim      x_s = alpha_s x0 + sigma_s eps                                    (Song et al. 2021, 2010.02502 eq. 12)
+    dpm++2m   the same in lambda = log alpha/sigma, x0 extrapolated from the last two (Lu et al. 2022, 2211.01095 alg. 2)
+    ddpm      x_s ~ q(x_s | x_t, x0), the ancestral step                        (Ho et al. 2020, 2006.11239 eq. 6 and 7)
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
+    grid = time_grid(steps, sde)
+    alphas, sigmas = sde.marginal(grid)
+    lambdas = 0.5 * sde.log_snr(grid)
+    last_x0, last_h = None, None
+    for i in range(steps):
+        t = grid[i].to(states[0]).expand(len(states[0]))
+        alpha, sigma, alpha_s, sigma_s = alphas[i].item(), sigmas[i].item(), alphas[i + 1].item(), sigmas[i + 1].item()
+        eps = eps_model(states, t)
+        x0 = [(x - sigma * e) / alpha for x, e in zip(states, eps, strict=True)]
+        if solver == "ddim":
+            states = tuple(alpha_s * x + sigma_s * e for x, e in zip(x0, eps, strict=True))
+        elif solver == "dpm++2m":
+            h = (lambdas[i + 1] - lambdas[i]).item()
+            k = 0.0 if last_h is None else h / (2 * last_h)
+            ahead = [x if k == 0 else (1 + k) * x - k * last for x, last in zip(x0, last_x0 or x0, strict=True)]
+            rate = 1 - torch.exp(torch.tensor(-h, dtype=torch.float64)).item()
+            states = tuple(sigma_s / sigma * x + alpha_s * rate * d for x, d in zip(states, ahead, strict=True))
+            last_x0, last_h = x0, h
+        else:
+            kept = alpha / alpha_s
+            fresh = 1 - (kept * sigma_s / sigma) ** 2  # = sigma_{t|s}^2 / sigma_t^2
+            mean = [kept * (sigma_s / sigma) ** 2 * x + alpha_s * fresh * d for x, d in zip(states, x0, strict=True)]
+            states = tuple(m + fresh**0.5 * sigma_s * noise_like(m, generator) for m in mean)
+        yield states
+
+
+def sample(
+    video_model: FrozenModel,
+    audio_model: FrozenModel,
+    discriminator: nn.Module | None,
+    video_shape: tuple,
+    audio_shape: tuple,
+    steps: int = 25,
+    weight: float | tuple[float, float] = 1.0,
+    solver: str = "dpm++2m",
+    generator: torch.Generator | None = None,
+    given_video: Tensor | None = None,
+    given_audio: Tensor | None = None,
+    device: str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Draw (video, audio) of the given shapes (B, ...); a given modality is returned as it came.
+
+    Guided and unguided runs from equal seeds start from the same noise, so they can be compared clip by clip.
+    """
+    sde = video_model.sde
+    given = (given_video, given_audio)
+    states = tuple(sde.prior(shape, generator, device) for shape in (video_shape, audio_shape))
+    eps_model = JointEps(video_model, audio_model, discriminator, weight, given, generator)
+    for states in denoise(eps_model, states, sde, steps, solver, generator):  # noqa: B020, the last states are the draw
+        pass
+    return tuple(x if known is None else known for x, known in zip(states, given, strict=True))

@@ -1,0 +1,147 @@
+"""The two small base networks: VideoUNet (factorised 2D + 1D) and AudioUNet (2-D), both conditioned on t.
+
+Each shrinks space at once (patches become channels), then works at three resolutions with skip connections, and attends
+over time at the lowest, where a whole clip is a few dozen positions. They return an estimate of the clean clip,
+
+    x0_hat = c x_t / alpha_t + (1 - c) body(x_t, t),    c = s^2 / (s^2 + (sigma_t / alpha_t)^2),  s = 0.1
+
+the preconditioning of Karras et al. 2022 (2206.00364, eq. 7): where the noise is weaker than s, which is about as fine as a
+small network sees, the noisy clip itself is the better guess. Wrapped in FrozenModel(network, sde, prediction="x0"). You
+need not read this file to understand the method.
+
+Used by train.py to make the base models, and by sample.py and evaluate.py to load them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from score import VPSDE, TimeFeatures, expand
+
+SKIP_SCALE = 0.1
+
+
+class ResBlock(nn.Module):
+    """x + conv(SiLU(scale(t) * norm(conv(SiLU(norm(x)))) + shift(t))), with a conv over time in the middle for video.
+
+    Video is (B, T, C, H, W) here and folds T into the batch for its spatial convs; audio is (B, 1, C, H, W), one "frame".
+    """
+
+    def __init__(self, channels_in: int, channels: int, embedding: int, temporal: bool):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, channels_in), nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * channels)
+        if temporal:
+            self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        else:
+            self.conv2 = nn.Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1))
+        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        b, t = x.shape[:2]
+        flat = x.flatten(0, 1)  # (B T, C, H, W)
+        h = self.norm2(self.conv1(F.silu(self.norm1(flat)))).unflatten(0, (b, t))
+        scale, shift = self.film(F.silu(embedding))[:, None, :, None, None].chunk(2, dim=2)
+        h = F.silu(h * (1 + scale) + shift)
+        h = self.conv2(h.transpose(1, 2)).transpose(1, 2)
+        return self.skip(flat).unflatten(0, (b, t)) + h
+
+
+class TimeAttention(nn.Module):
+    """Self-attention along the clip: one token per time step, made of all the channels and rows at that step."""
+
+    def __init__(self, features: int, steps: int, width: int):
+        super().__init__()
+        self.position = nn.Parameter(0.02 * torch.randn(steps, width))
+        self.into, self.out = nn.Linear(features, width), nn.Linear(width, features)
+        self.norm = nn.LayerNorm(width)
+        self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.into(tokens) + self.position  # (B, steps, width)
+        q, k, v = (z.unflatten(-1, (4, -1)).transpose(1, 2) for z in self.qkv(self.norm(h)).chunk(3, dim=-1))
+        h = h + self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return tokens + self.out(h + self.mlp(h))
+
+
+class UNet(nn.Module):
+    """The body that both share: (B, T, C_in, H, W) -> the same shape, at resolutions 1, 1/2 and 1/4 of H and W."""
+
+    def __init__(self, channels_in: int, widths: tuple, bottom: tuple, steps: int, temporal: bool, embedding: int = 128):
+        super().__init__()
+        a, b, c = widths
+        self.time = TimeFeatures(embedding)
+        self.into = nn.Conv2d(channels_in, a, 1)
+        self.position = nn.Parameter(torch.zeros(a, bottom[0] * 4, bottom[1] * 4))  # bars and pitches have fixed places
+        self.down_a, self.down_b = nn.Conv2d(a, b, 2, stride=2), nn.Conv2d(b, c, 2, stride=2)
+        self.up_c, self.up_b = nn.ConvTranspose2d(c, b, 2, stride=2), nn.ConvTranspose2d(b, a, 2, stride=2)
+        blocks = [(a, a), (b, b), (b, b), (c, c), (c, c), (2 * b, b), (b, b), (2 * a, a), (a, a)]
+        self.blocks = nn.ModuleList(ResBlock(i, o, embedding, temporal) for i, o in blocks)
+        self.temporal = temporal
+        self.attention = TimeAttention(c * bottom[0] * (bottom[1] if temporal else 1), steps, 192)
+        self.out = nn.Sequential(nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, channels_in, 3, padding=1))
+        nn.init.zeros_(self.out[2].weight)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Video: a token per frame. Audio: a token per column of the spectrogram."""
+        if self.temporal:
+            return self.attention(x.flatten(2)).reshape(x.shape)
+        tokens = x[:, 0].flatten(1, 2).transpose(1, 2)  # (B, L, C H)
+        return self.attention(tokens).transpose(1, 2).unflatten(1, x.shape[2:4])[:, None]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        frames = x.shape[1]
+        embedding = self.time(t)
+
+        def each(layer: nn.Module, x: Tensor) -> Tensor:
+            return layer(x.flatten(0, 1)).unflatten(0, (-1, frames))
+
+        a0, b0, b1, c0, c1, b2, b3, a1, a2 = self.blocks
+        high = a0(each(self.into, x) + self.position, embedding)
+        middle = b1(b0(each(self.down_a, high), embedding), embedding)
+        low = c0(each(self.down_b, middle), embedding)
+        low = c1(self.attend(low), embedding)
+        up = b3(b2(torch.cat([each(self.up_c, low), middle], dim=2), embedding), embedding)
+        up = a2(a1(torch.cat([each(self.up_b, up), high], dim=2), embedding), embedding)
+        return each(self.out, up)
+
+
+def precondition(body_x0: Tensor, xt: Tensor, t: Tensor, sde: VPSDE) -> Tensor:
+    """x0_hat from the body's estimate, as in the equation at the top of the file."""
+    alpha, sigma = sde.marginal(t)
+    c = SKIP_SCALE**2 / (SKIP_SCALE**2 + (sigma / alpha) ** 2)
+    return expand(c / alpha, xt) * xt + expand(1 - c, xt) * body_x0.float()
+
+
+class VideoUNet(nn.Module):
+    """xt (B, 3, T, H, W), t (B,) -> x0_hat, the same shape. H and W must be multiples of 16."""
+
+    def __init__(self, frames: int = 16, size: int = 32, widths: tuple = (32, 64, 192), patch: int = 4):
+        super().__init__()
+        self.patch = patch
+        bottom = size // patch // 4
+        self.body = UNet(3 * patch**2, widths, (bottom, bottom), frames, temporal=True)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(xt.transpose(1, 2), self.patch)  # (B, T, 3 p p, H/p, W/p)
+        body_x0 = F.pixel_shuffle(self.body(x, t), self.patch).transpose(1, 2)
+        return precondition(body_x0, xt, t, self.body.time.sde)
+
+
+class AudioUNet(nn.Module):
+    """xt (B, 1, n_mels, L), t (B,) -> x0_hat, the same shape. n_mels and L must be multiples of 16."""
+
+    def __init__(self, n_mels: int = 64, length: int = 128, widths: tuple = (32, 64, 128), patch: int = 4):
+        super().__init__()
+        self.patch = patch
+        bottom = (n_mels // patch // 4, length // patch // 4)
+        self.body = UNet(patch**2, widths, bottom, bottom[1], temporal=False)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(xt, self.patch)[:, None]  # (B, 1, p p, n_mels/p, L/p)
+        body_x0 = F.pixel_shuffle(self.body(x, t)[:, 0], self.patch)
+        return precondition(body_x0, xt, t, self.body.time.sde)
