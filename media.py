@@ -5,20 +5,21 @@
 
 The spectrogram is the mel-filtered STFT magnitude in decibels, with FLOOR_DB mapped to -1 and 0 dB to +1.
 The way back has no phase, so Griffin-Lim (with the momentum of Perraudin et al. 2013) invents a consistent one.
-Used by data.py to read clips and by train.py, sample.py and evaluate.py to write them.
+Used by data.py and clips.py to make batches, and by sample.py and evaluate.py to write files.
 """
 
 import functools
 import math
-import os
-import tempfile
-from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
+import soundfile
 import torch
 from torch import Tensor
+
+from files import atomic
 
 SAMPLE_RATE = 16_000  # samples per second
 N_FFT = 1024  # 64 ms window
@@ -95,3 +96,78 @@ def to_video(frames: Tensor) -> Tensor:
 def to_frames(video: Tensor) -> Tensor:
     """float (B, 3, T, H, W) in [-1, 1] -> uint8 (B, T, H, W, 3)."""
     return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+
+
+def save_wav(path: Path, waveform: Tensor) -> None:
+    """Waveform (samples,) in [-1, 1] as 16-bit PCM."""
+    with atomic(path) as temporary:
+        soundfile.write(temporary, waveform.cpu().numpy(), SAMPLE_RATE)
+
+
+def save_mp4(path: Path, frames: Tensor, waveform: Tensor, fps: Fraction | int, scale: int = 8) -> None:
+    """Frames uint8 (T, H, W, 3), enlarged `scale` times with sharp pixels, and waveform (samples,): H.264 and AAC in one file."""
+    height, width = frames.shape[1] * scale, frames.shape[2] * scale
+    picture = frames.repeat_interleave(scale, 1).repeat_interleave(scale, 2).contiguous().numpy()
+    with atomic(path) as temporary, av.open(str(temporary), "w", options={"movflags": "faststart"}) as container:
+        video = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "18", "preset": "veryfast"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        audio = container.add_stream("aac", rate=SAMPLE_RATE, options={"b": "96000"})
+        audio.layout = "mono"
+        for picture_t in picture:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture_t, format="rgb24")))
+        container.mux(video.encode())
+        sound = waveform.cpu().clamp(-1, 1).numpy().astype(np.float32)
+        for start in range(0, len(sound), 1024):
+            block = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
+            block.sample_rate, block.pts = SAMPLE_RATE, start
+            container.mux(audio.encode(block))
+        container.mux(audio.encode())
+
+
+def read_clip(path: Path, fps: float, size: int, seconds: float | None = None) -> tuple[Tensor, Tensor]:
+    """A media file as frames uint8 (T, size, size, 3) at `fps` and waveform (samples,) at SAMPLE_RATE, from one common zero.
+
+    Frame k is the picture on screen at time k / fps; sound and picture both start where the later of the two starts, and
+    the shorter ends them. The largest centred square is cut from each picture. `seconds` stops reading early. Raises
+    ValueError, in one line, on a file that cannot be read, has no sound, or no picture.
+    """
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError("it has no picture")
+            if not container.streams.audio:
+                raise ValueError("it has no sound")
+            streams = container.streams.video[0], container.streams.audio[0]
+            streams[0].thread_type = "AUTO"
+            resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+            shown, pictures, blocks, heard = [], [], [], None
+            for packet in container.demux(*streams):
+                for frame in packet.decode():
+                    if isinstance(frame, av.VideoFrame):
+                        if seconds is None or frame.time <= seconds:
+                            side = min(frame.width, frame.height)
+                            whole = frame.reformat(
+                                width=max(1, round(frame.width * size / side)), height=max(1, round(frame.height * size / side)),
+                                format="rgb24", interpolation="AREA",
+                            ).to_ndarray()  # fmt: skip
+                            top, left = (whole.shape[0] - size) // 2, (whole.shape[1] - size) // 2
+                            shown.append(frame.time)
+                            pictures.append(whole[top : top + size, left : left + size])
+                    elif seconds is None or frame.time <= seconds:
+                        heard = frame.time if heard is None else heard
+                        blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
+            blocks += [block.to_ndarray()[0] for block in resampler.resample(None)] if blocks else []
+    except (av.FFmpegError, OSError) as error:
+        raise ValueError(f"it cannot be read ({error.strerror or error})") from error
+    if not pictures or not blocks:
+        raise ValueError("it holds no decodable picture or sound")
+    order = np.argsort(shown, kind="stable")
+    times = np.asarray(shown)[order]
+    sound = np.concatenate(blocks)
+    start = max(times[0], heard)
+    length = min(times[-1] + np.median(np.diff(times)) if len(times) > 1 else 0, heard + len(sound) / SAMPLE_RATE) - start
+    wanted = start + np.arange(int(length * fps + 1e-6)) / fps
+    rows = order[np.clip(np.searchsorted(times, wanted + 1e-6, side="right") - 1, 0, None)]
+    first = round((start - heard) * SAMPLE_RATE)
+    frames = np.stack([pictures[row] for row in rows]) if len(rows) else np.zeros((0, size, size, 3), np.uint8)
+    return torch.from_numpy(frames), torch.from_numpy(sound[first : first + int(length * SAMPLE_RATE)].copy())

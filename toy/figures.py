@@ -1,0 +1,64 @@
+"""The pictures of the toy: score fields, samples over the true density, error against t.
+
+Used by toy/run.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import figures
+from figures import plt
+
+REACH = 2.8
+
+
+def draw_all(out: Path, target, bases: tuple, systems: dict, samples: dict, errors: dict, levels: tuple, joint_score: Callable) -> None:
+    """scores.png, samples.png and errors.png in `out`."""
+    score_fields(out / "scores.png", target, bases, systems["both"], joint_score)
+    sample_clouds(out / "samples.png", target, samples)
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name, values in errors.items():
+        axis.plot(levels, values, "o-", label=name)
+    axis.set(xscale="log", yscale="log", xlabel="t", ylabel="relative error of the joint score")
+    axis.legend()
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figures.save_figure(out / "errors.png", figure)
+
+
+def grid(n: int) -> torch.Tensor:
+    axis = torch.linspace(-REACH, REACH, n)
+    return torch.cartesian_prod(axis, axis)
+
+
+def score_fields(path: Path, target, bases: tuple, system, joint_score: Callable) -> None:
+    """Rows: three noise levels. Columns: the true joint score, the guided one, their difference on the same scale."""
+    z, fine, n = grid(15), grid(80), 80
+    figure, axes = plt.subplots(3, 3, figsize=(10, 10), sharex=True, sharey=True)
+    for row, level in zip(axes, (0.1, 0.3, 0.6), strict=True):
+        t = torch.full((len(z),), level)
+        true, guided = target.score(z, t), joint_score(system, bases, z, t)
+        scale = 12 * true.norm(dim=1).mean().item()
+        density = target.log_density(fine, torch.full((len(fine),), level)).exp().reshape(n, n).T
+        for axis, field, name in zip(row, (true, guided, guided - true), ("true", "guided", "difference"), strict=True):
+            axis.imshow(density, origin="lower", extent=(-REACH, REACH) * 2, cmap="Blues", alpha=0.6)
+            axis.quiver(*z.T, *field.T, angles="xy", scale=scale, width=0.005)
+            axis.set_title(f"{name}, t = {level}")
+    figure.tight_layout()
+    figures.save_figure(path, figure, dpi=70)
+
+
+def sample_clouds(path: Path, target, samples: dict) -> None:
+    """3,000 samples of each system over the true density at t = 0."""
+    fine, n = grid(120), 120
+    density = target.log_density(fine, torch.zeros(len(fine))).exp().reshape(n, n).T
+    figure, axes = plt.subplots(1, len(samples), figsize=(3 * len(samples), 3.2), sharex=True, sharey=True)
+    for axis, (name, points) in zip(axes, samples.items(), strict=True):
+        axis.imshow(density, origin="lower", extent=(-REACH, REACH) * 2, cmap="Blues")
+        axis.scatter(*points[:3000].T, s=1, c="tab:orange", alpha=0.5)
+        axis.set(title=name, xlim=(-REACH, REACH), ylim=(-REACH, REACH), xlabel="x")
+    axes[0].set_ylabel("y")
+    figure.tight_layout()
+    figures.save_figure(path, figure, dpi=80)

@@ -1,0 +1,238 @@
+"""The method on two numbers, beside its closed forms.
+
+    python toy/run.py                       a Gaussian pair with correlation 0.8
+    python toy/run.py --target mixture      four modes whose marginals say nothing of the pairing
+    python toy/run.py --seeds 5             five runs, mean and spread
+
+x and y are two "modalities" with exact base scores. Five systems sample them side by side: base (no guidance) and
+discriminators trained with bce, with the noise loss, with both, and with both in the additive form g(x, t) + h(y, t), which
+cannot know which x goes with which y. Score error, KL and mutual information are measured against exact values. SDE, loss and
+sampler are those of the audio-video model; only the tiny networks live here.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python toy/run.py` finds the modules it shares
+
+from discriminator import discriminator_loss, residual_noise
+from files import run_main, save_json
+from guidance import sample
+from score import VPSDE, FrozenModel, TimeFeatures
+from toy import figures as toy_figures
+from toy.target import ExactEps, Mixture, four_modes, gaussian, mutual_information
+from tqdm import tqdm
+
+SYSTEMS = ("base", "bce", "noise", "both", "additive")
+LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+SAMPLES, SAMPLE_STEPS = 100_000, 40
+TRAIN_STEPS, BATCH = 2500, 2048
+
+
+class Encoder(nn.Module):
+    """One modality: x (B, 1), time features (B, E) -> (B, width)."""
+
+    def __init__(self, width: int, embedding: int):
+        super().__init__()
+        self.x_in, self.t_in, self.out = nn.Linear(1, width), nn.Linear(embedding, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.out(nn.functional.silu(self.x_in(x) + self.t_in(embedding)))
+
+
+class TinyDiscriminator(nn.Module):
+    """logit(x, y, t) for (B, 1) modalities; like JointDiscriminator, it fuses features by concatenation and product.
+
+    With `additive` the two encoders meet only in a sum: the ablation g(x, t) + h(y, t).
+    """
+
+    def __init__(self, additive: bool = False, width: int = 48, embedding: int = 32):
+        super().__init__()
+        self.additive = additive
+        self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
+        self.encode_x, self.encode_y = Encoder(width, embedding), Encoder(width, embedding)
+        fused = width if additive else 3 * width
+
+        def head() -> nn.Module:
+            return nn.Sequential(nn.SiLU(), nn.Linear(fused, width), nn.SiLU(), nn.Linear(width, 1))
+
+        self.heads = nn.ModuleList([head(), head()] if additive else [head()])
+
+    def parts(self, x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The pair term and, the base scores being exact, no repairs."""
+        embedding = self.time(t)
+        u, v = self.encode_x(x, embedding), self.encode_y(y, embedding)
+        if self.additive:
+            pair = self.heads[0](u) + self.heads[1](v)
+        else:
+            pair = self.heads[0](torch.cat([u, v, u * v], dim=1))
+        return pair[:, 0], torch.zeros_like(pair[:, 0]), torch.zeros_like(pair[:, 0])
+
+    def forward(self, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        return self.parts(x, y, t)[0]
+
+
+def train(system: str, target: Mixture, bases: tuple, seed: int, bar: tqdm, steps: int = TRAIN_STEPS) -> nn.Module:
+    """Train one discriminator with the loss of the audio-video model; returns its averaged weights, frozen."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    network = TinyDiscriminator(additive=system == "additive")
+    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    optimizer = torch.optim.Adam(network.parameters(), lr=4e-3, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    bce_weight, noise_weight = float(system != "noise"), float(system != "bce")
+    for _ in range(steps):
+        x, y = target.sample(BATCH, generator).split(1, dim=1)
+        t = bases[0].sde.t_min + (1 - bases[0].sde.t_min) * torch.rand(BATCH, generator=generator) ** 2
+        loss, _ = discriminator_loss(
+            network, *bases, (x, y), (x, y.roll(1, 0)), t, generator, bce_weight=bce_weight, noise_weight=noise_weight
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        averaged.update_parameters(network)
+        bar.update()
+    return averaged.module.requires_grad_(False)
+
+
+def joint_score(system: nn.Module | None, bases: tuple, z: Tensor, t: Tensor) -> Tensor:
+    """Base scores plus the gradient of the discriminator, (B, 2)."""
+    x, y = (part.clone().requires_grad_() for part in z.split(1, dim=1))
+    eps = [model(part, t) for model, part in zip(bases, (x, y), strict=True)]
+    if system is not None:
+        eps = [e + r for e, r in zip(eps, residual_noise(system(x, y, t), x, y, t, bases[0].sde), strict=True)]
+    return bases[0].sde.eps_to_score(torch.cat(eps, dim=1), t).detach()
+
+
+def score_errors(system: nn.Module | None, target: Mixture, bases: tuple, n: int = 20_000) -> list[float]:
+    """sqrt(E|s_hat - s|^2 / E|s|^2) at each of LEVELS, over draws from the true q_t."""
+    generator, errors = torch.Generator().manual_seed(10_000), []
+    for level in LEVELS:
+        t = torch.full((n,), level)
+        z = bases[0].sde.perturb(target.sample(n, generator), t, torch.randn(n, 2, generator=generator))
+        exact = target.score(z, t)
+        errors.append(((joint_score(system, bases, z, t) - exact).square().sum() / exact.square().sum()).sqrt().item())
+    return errors
+
+
+def kl_gaussian(samples: Tensor, covariance: Tensor) -> float:
+    """KL(N(m, S) || N(0, C)) of a Gaussian fitted to samples (n, 2): 1/2 (tr C^-1 S + m C^-1 m - 2 - log det S / det C)."""
+    samples, C = samples.double(), covariance.double()
+    m, S = samples.mean(0), samples.T.cov()
+    inverse = torch.linalg.inv(C)
+    return 0.5 * (torch.trace(inverse @ S) + m @ inverse @ m - 2 - torch.logdet(S) + torch.logdet(C)).item()
+
+
+def kl_histogram(samples: Tensor, target: Mixture, bins: int = 40, reach: float = 2.4) -> float:
+    """KL of the samples' histogram against the exact probability of each cell; mass outside the grid is one more cell."""
+    edges = torch.linspace(-reach, reach, bins + 1)
+    counts = torch.histogramdd(samples, bins=[edges, edges]).hist.flatten().double()
+    p = torch.cat([counts, torch.tensor([len(samples) - counts.sum()])]) / len(samples)
+    fine = torch.linspace(-reach, reach, 8 * bins + 1, dtype=torch.float64)
+    centres = (fine[1:] + fine[:-1]) / 2
+    z = torch.cartesian_prod(centres, centres)
+    density = target.log_density(z, torch.zeros(len(z), dtype=torch.float64)).exp() * (fine[1] - fine[0]) ** 2
+    cells = density.reshape(bins, 8, bins, 8).sum((1, 3)).flatten()
+    q = torch.cat([cells, (1 - cells.sum())[None].clamp(min=1e-12)])
+    return torch.where(p > 0, p * (p.clamp(min=1e-12) / q.clamp(min=1e-12)).log(), torch.zeros(())).sum().item()
+
+
+def draw(system: nn.Module | None, bases: tuple, seed: int, weight: float = 1.0, n: int = SAMPLES) -> Tensor:
+    generator = torch.Generator().manual_seed(20_000 + seed)
+    return torch.cat(sample(*bases, system, (n, 1), (n, 1), steps=SAMPLE_STEPS, weight=weight, generator=generator), dim=1)
+
+
+def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
+    """One seed: train the systems, measure them, draw the figures where `out` is given."""
+    start, sde = time.time(), VPSDE()
+    mixture = args.target == "mixture"
+    target = four_modes(sde) if mixture else gaussian(args.rho, sde)
+    bases = tuple(FrozenModel(ExactEps(target, axis), sde) for axis in (0, 1))
+    systems, samples = {"base": None}, {}
+    with tqdm(total=4 * TRAIN_STEPS, desc=f"training, seed {seed}", file=sys.stderr) as bar:
+        for name in SYSTEMS[1:]:
+            systems[name] = train(name, target, bases, seed, bar)
+    errors = {name: score_errors(systems[name], target, bases) for name in SYSTEMS}
+    for name in SYSTEMS:
+        samples[name] = draw(systems[name], bases, seed)
+    kl = (lambda s: kl_histogram(s, target)) if mixture else (lambda s: kl_gaussian(s, target.covariances[0]))
+    x, y = target.sample(SAMPLES, torch.Generator().manual_seed(30_000 + seed)).split(1, dim=1)
+    with torch.no_grad():
+        estimate = systems["both"](x, y, torch.full((SAMPLES,), sde.t_min)).mean().item()
+    report = {
+        "rho": None if mixture else args.rho,
+        "score_error": {name: sum(e) / len(e) for name, e in errors.items()},
+        "kl": {name: kl(s) for name, s in samples.items()},
+        "rho_hat": {name: s.T.corrcoef()[0, 1].item() for name, s in samples.items()},
+        "mutual_information": {"estimate": estimate, "exact": mutual_information(target, None if mixture else args.rho)},
+        "weights": {},
+    }
+    for weight in (0.0, 1.0, 2.0):
+        s = samples["both"] if weight == 1 else draw(systems["both"], bases, seed, weight)
+        report["weights"][str(weight)] = {"rho_hat": s.T.corrcoef()[0, 1].item(), "variance": s.var(0).mean().item()}
+    report["seconds"] = time.time() - start
+    if out:
+        toy_figures.draw_all(out, target, bases, systems, samples, errors, LEVELS, joint_score)
+    return report
+
+
+def summarise(reports: list[dict]) -> dict:
+    """The mean over seeds in the single report's form, and under "spread" the standard deviation, same keys."""
+    if isinstance(reports[0], dict):
+        return {key: summarise([r[key] for r in reports]) for key in reports[0]}
+    if reports[0] is None:
+        return None
+    values = torch.tensor(reports, dtype=torch.float64)
+    return {"mean": values.mean().item(), "std": values.std().item() if len(values) > 1 else 0.0}
+
+
+def pick(tree: dict | None, key: str):
+    """The tree of {"mean", "std"} leaves with one of the two in each leaf's place."""
+    if tree is None:
+        return None
+    return tree[key] if "mean" in tree else {name: pick(value, key) for name, value in tree.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=("gaussian", "mixture"), default="gaussian")
+    parser.add_argument("--rho", type=float, default=0.8, help="correlation of the Gaussian (default %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="repeat with this many seeds (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--device", choices=("cpu",), default="cpu", help="the toy is too small for a GPU")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"))
+    args = parser.parse_args(argv)
+    if not -1 < args.rho < 1:
+        parser.error("--rho must lie between -1 and 1")
+    if args.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    reports = [run(args, args.seed + k, args.out if k == 0 else None) for k in range(args.seeds)]
+    both = summarise(reports)
+    report = pick(both, "mean")
+    if args.seeds > 1:
+        report |= {"seeds": args.seeds, "spread": pick(both, "std")}
+    if args.target == "mixture":
+        report["kl_by"] = "histogram of 40 x 40 cells"
+    save_json(args.out / "report.json", report)
+
+    def cell(value: dict) -> str:
+        return f"{value['mean']:9.4f}" + (f" +- {value['std']:.4f}" if args.seeds > 1 else "")
+
+    print(f"{'system':10} {'score_error':>11} {'kl':>9} {'rho_hat':>9}")
+    for name in SYSTEMS:
+        print(f"{name:10} " + "  ".join(cell(both[key][name]) for key in ("score_error", "kl", "rho_hat")))
+    for weight, row in both["weights"].items():
+        print(f"both, weight {weight}: rho_hat {cell(row['rho_hat'])}, variance {cell(row['variance'])}")
+    information = both["mutual_information"]
+    print(f"mutual information {cell(information['estimate'])} nats, exact {information['exact']['mean']:.4f}")
+    print(f"{report['seconds']:.0f} s a seed; figures and report.json in {args.out}")
+
+
+if __name__ == "__main__":
+    run_main(main)
