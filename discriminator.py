@@ -22,13 +22,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score import FrozenModel, TimeFeatures, VPSDE
+from score import VPSDE, FrozenModel, TimeFeatures
 
 
 def residual_noise(logit: Tensor, vt: Tensor, at: Tensor, t: Tensor, sde: VPSDE, create_graph: bool = False) -> tuple:
     """r = -sigma_t grad L for both modalities, from logits (B,) computed on vt and at, which must require grad."""
     grad_v, grad_a = torch.autograd.grad(logit.sum(), (vt, at), create_graph=create_graph)
     return sde.score_to_eps(grad_v, t), sde.score_to_eps(grad_a, t)
+
+
+def mirrored_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal eps for x (B, ...), of which the second half of the batch is minus the first.
+
+    Where the two halves hold the same clips at the same t, what the noise loss cannot explain, 2 r . eps, cancels between
+    them to first order at small t, and its gradient has far less variance.
+    """
+    half = torch.randn((len(x) + 1) // 2, *x.shape[1:], generator=generator, dtype=x.dtype)
+    return torch.cat([half, -half])[: len(x)].to(x.device)
 
 
 def discriminator_loss(
@@ -48,10 +58,11 @@ def discriminator_loss(
     `fakes` says where the fake pairs come from: "shuffled" real ones (cross-entropy on `pair`) or "generated" by the base
     models (cross-entropy on the whole logit). Parts, per sample (B,): bce, noise, noise_base (the noise loss without the
     residual, what the base models reach alone) and correct (share of real and fake told apart).
+    The noise of the second half of the batch mirrors the first (see `mirrored_noise`).
     The noise losses are sums over a modality's elements, so they weigh a modality by how much there is to explain in it.
     """
     sde = video_model.sde
-    eps = [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in (*real, *fake)]
+    eps = [mirrored_noise(x, generator) for x in (*real, *fake)]
     vt, at, fake_vt, fake_at = (sde.perturb(x, t, e) for x, e in zip((*real, *fake), eps, strict=True))
     vt, at = vt.requires_grad_(noise_weight > 0), at.requires_grad_(noise_weight > 0)
 

@@ -39,6 +39,13 @@ def save_sheet(path: Path, video: Tensor | None, audio: Tensor | None, titles: l
     save_figure(path, figure)
 
 
+def save_spectrogram(path: Path, spectrogram: Tensor) -> None:
+    """(n_mels, L) in [-1, 1] as a picture of four pixels a cell, pitch upwards."""
+    pixels = spectrogram.flip(0).cpu().clamp(-1, 1).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    with atomic(path) as temporary:
+        plt.imsave(temporary, pixels.numpy(), vmin=-1, vmax=1, cmap="magma")
+
+
 def save_curves(path: Path, history: list[dict]) -> None:
     """Each part of the loss against the step, and the noise levels' latest values beneath it."""
     names = sorted({name for entry in history for name in entry["loss"]})

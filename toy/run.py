@@ -13,12 +13,17 @@ sampler are those of the audio-video model; only the tiny networks live here.
 import argparse
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import swa_utils
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python toy/run.py` finds the modules it shares
+
+from tqdm import tqdm
 
 from discriminator import discriminator_loss, residual_noise
 from files import run_main, save_json
@@ -26,12 +31,11 @@ from guidance import sample
 from score import VPSDE, FrozenModel, TimeFeatures
 from toy import figures as toy_figures
 from toy.target import ExactEps, Mixture, four_modes, gaussian, mutual_information
-from tqdm import tqdm
 
 SYSTEMS = ("base", "bce", "noise", "both", "additive")
 LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 SAMPLES, SAMPLE_STEPS = 100_000, 40
-TRAIN_STEPS, BATCH = 2500, 2048
+TRAIN_STEPS, BATCH, LR = 2500, 2048, 6e-3
 
 
 class Encoder(nn.Module):
@@ -51,7 +55,7 @@ class TinyDiscriminator(nn.Module):
     With `additive` the two encoders meet only in a sum: the ablation g(x, t) + h(y, t).
     """
 
-    def __init__(self, additive: bool = False, width: int = 48, embedding: int = 32):
+    def __init__(self, additive: bool = False, width: int = 32, embedding: int = 32):
         super().__init__()
         self.additive = additive
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
@@ -77,27 +81,33 @@ class TinyDiscriminator(nn.Module):
         return self.parts(x, y, t)[0]
 
 
-def train(system: str, target: Mixture, bases: tuple, seed: int, bar: tqdm, steps: int = TRAIN_STEPS) -> nn.Module:
+def make_target(name: str, rho: float) -> tuple[Mixture, tuple[FrozenModel, FrozenModel]]:
+    """The pair's density and its two exact base models."""
+    sde = VPSDE()
+    target = four_modes(sde) if name == "mixture" else gaussian(rho, sde)
+    return target, tuple(FrozenModel(ExactEps(target, axis), sde) for axis in (0, 1))
+
+
+def train(system: str, target_name: str, rho: float, seed: int, steps: int = TRAIN_STEPS) -> nn.Module:
     """Train one discriminator with the loss of the audio-video model; returns its averaged weights, frozen."""
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    torch.set_num_threads(1)  # tensors this small gain nothing from a second core; a second system does
+    target, bases = make_target(target_name, rho)
+    generator, t_min = torch.Generator().manual_seed(seed), bases[0].sde.t_min
     network = TinyDiscriminator(additive=system == "additive")
-    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
-    optimizer = torch.optim.Adam(network.parameters(), lr=4e-3, betas=(0.9, 0.99))
+    averaged = swa_utils.AveragedModel(network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.99))
+    optimizer = torch.optim.Adam(network.parameters(), lr=LR, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     bce_weight, noise_weight = float(system != "noise"), float(system != "bce")
-    for _ in range(steps):
-        x, y = target.sample(BATCH, generator).split(1, dim=1)
-        t = bases[0].sde.t_min + (1 - bases[0].sde.t_min) * torch.rand(BATCH, generator=generator) ** 2
-        loss, _ = discriminator_loss(
-            network, *bases, (x, y), (x, y.roll(1, 0)), t, generator, bce_weight=bce_weight, noise_weight=noise_weight
-        )
+    for _ in tqdm(range(steps), desc=f"training {system}, seed {seed}", leave=False, mininterval=1):
+        x, y = target.sample(BATCH // 2, generator).repeat(2, 1).split(1, dim=1)  # twice, for mirrored noise
+        t = t_min + (1 - t_min) * torch.rand(BATCH // 2, generator=generator).repeat(2) ** 2
+        loss, _ = discriminator_loss(network, *bases, (x, y), (x, y.roll(1, 0)), t, generator, bce_weight, noise_weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         averaged.update_parameters(network)
-        bar.update()
     return averaged.module.requires_grad_(False)
 
 
@@ -150,21 +160,19 @@ def draw(system: nn.Module | None, bases: tuple, seed: int, weight: float = 1.0,
 
 def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
     """One seed: train the systems, measure them, draw the figures where `out` is given."""
-    start, sde = time.time(), VPSDE()
-    mixture = args.target == "mixture"
-    target = four_modes(sde) if mixture else gaussian(args.rho, sde)
-    bases = tuple(FrozenModel(ExactEps(target, axis), sde) for axis in (0, 1))
-    systems, samples = {"base": None}, {}
-    with tqdm(total=4 * TRAIN_STEPS, desc=f"training, seed {seed}", file=sys.stderr) as bar:
-        for name in SYSTEMS[1:]:
-            systems[name] = train(name, target, bases, seed, bar)
+    start, mixture = time.time(), args.target == "mixture"
+    target, bases = make_target(args.target, args.rho)
+    trained = SYSTEMS[1:]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        n = len(trained)
+        systems = dict(zip(trained, pool.map(train, trained, [args.target] * n, [args.rho] * n, [seed] * n), strict=True))
+    systems = {"base": None, **systems}
     errors = {name: score_errors(systems[name], target, bases) for name in SYSTEMS}
-    for name in SYSTEMS:
-        samples[name] = draw(systems[name], bases, seed)
+    samples = {name: draw(systems[name], bases, seed) for name in SYSTEMS}
     kl = (lambda s: kl_histogram(s, target)) if mixture else (lambda s: kl_gaussian(s, target.covariances[0]))
     x, y = target.sample(SAMPLES, torch.Generator().manual_seed(30_000 + seed)).split(1, dim=1)
     with torch.no_grad():
-        estimate = systems["both"](x, y, torch.full((SAMPLES,), sde.t_min)).mean().item()
+        estimate = systems["both"](x, y, torch.full((SAMPLES,), bases[0].sde.t_min)).mean().item()
     report = {
         "rho": None if mixture else args.rho,
         "score_error": {name: sum(e) / len(e) for name, e in errors.items()},

@@ -1,0 +1,195 @@
+"""Alignment and fidelity of every system, in one table.
+
+    python evaluate.py                      the shipped weights, 512 clips a system
+    python evaluate.py --run runs/mine      a discriminator of your own
+
+real         held-out pairs of the world                shuffled     the same, sound and picture of different clips
+independent  the two base models, each on its own       guided       the same with the discriminator's gradient
+
+    alignment = (hit_f1 * pitch_accuracy - that of shuffled) / (that of real - that of shuffled)       0 chance, 1 real
+
+Hits come from the detectors of hits.py. The Frechet distance, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), is taken to other
+held-out real clips in the features of a fixed random network: good for comparing the systems of one table, not for more.
+Below it, by noise level on held-out real pairs: how well real and shuffled are told apart, and what the residual explains of
+the noise that the base models leave, (noise_base - noise) / noise_base and its cosine with eps - eps_base.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import checkpoint
+import figures
+import hits
+import media
+from data import Xylophone
+from discriminator import residual_noise
+from files import run_main, save_json
+from guidance import SOLVERS, sample
+
+LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+INFORMATION_LEVEL = 0.05  # the noise level at which mutual information is read off: the clips carry no grain this fine
+BATCH = 64
+
+
+class RandomFeatures(nn.Module):
+    """A fixed-seed random convolutional network: clips (B, C, ...) -> (B, 128), means and spreads of its 64 channels."""
+
+    def __init__(self, channels: int, dims: int):
+        super().__init__()
+        conv = nn.Conv3d if dims == 3 else nn.Conv2d
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = nn.Sequential(conv(channels, 32, 4, 2), nn.SiLU(), conv(32, 64, 4, 2), nn.SiLU(), conv(64, 64, 2))
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.net(part).flatten(2) for part in x.split(BATCH)])
+        return torch.cat([h.mean(2), h.std(2)], dim=1).double()
+
+
+def frechet(x: Tensor, y: Tensor) -> float:
+    """Frechet distance between Gaussians fitted to features x (n, D) and y (m, D)."""
+    S1, S2 = x.T.cov(), y.T.cov()
+    values, vectors = torch.linalg.eigh(S1)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ S2 @ root).clamp(min=0).sqrt().sum()
+    return ((x.mean(0) - y.mean(0)).square().sum() + S1.trace() + S2.trace() - 2 * cross).item()
+
+
+def quantised(video: Tensor) -> Tensor:
+    """Video as a file would hold it: 8 bits a channel."""
+    return media.to_video(media.to_frames(video))
+
+
+def generate(models: tuple, shapes: tuple, args: argparse.Namespace, weight: float, name: str) -> tuple[Tensor, Tensor, float]:
+    """n clips in batches, and the seconds that one took."""
+    start, parts, generator = time.time(), [], torch.Generator().manual_seed(args.seed)
+    for first in tqdm(range(0, args.n, BATCH), desc=name):
+        sizes = [(min(BATCH, args.n - first), *shape) for shape in shapes]
+        clips = sample(*models, *sizes, args.steps, weight, args.solver, generator, device=args.device)
+        parts.append([x.cpu() for x in clips])
+    video, audio = (torch.cat(x) for x in zip(*parts, strict=True))
+    return quantised(video), audio, (time.time() - start) / args.n
+
+
+def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str) -> list[dict[str, float]]:
+    """Per noise level, on real pairs: accuracy, mean logits, and what the residual explains in each modality."""
+    video_model, audio_model, discriminator = models
+    sde, rows, generator = video_model.sde, [], torch.Generator().manual_seed(seed)
+    for level in tqdm(LEVELS, desc="noise levels"):
+        totals = {}
+        for v0, a0 in zip(real[0].split(BATCH), real[1].split(BATCH), strict=True):
+            t = torch.full((len(v0),), level, device=device)
+            eps = [torch.randn(x.shape, generator=generator).to(device) for x in (v0, a0)]
+            vt, at = (sde.perturb(x.to(device), t, e).requires_grad_() for x, e in zip((v0, a0), eps, strict=True))
+            logits = discriminator.parts(vt, at, t)
+            residual = residual_noise(sum(logits), vt, at, t, sde)
+            with torch.no_grad():
+                shuffled = discriminator.parts(vt, at.roll(1, 0), t)[0]
+                base = video_model(vt, t), audio_model(at, t)
+            row = {"accuracy": ((logits[0] > 0).float() + (shuffled <= 0).float()) / 2, "pair_real": logits[0]}
+            row |= {"pair_shuffled": shuffled, "bce": F.softplus(-logits[0]) + F.softplus(shuffled)}
+            for name, e, b, r in zip(("video", "audio"), eps, base, residual, strict=True):
+                missing = (e - b).flatten(1)
+                r = r.flatten(1)
+                row |= {f"{name}_noise_base": missing.square().sum(1), f"{name}_noise": (missing - r).square().sum(1)}
+                row |= {f"{name}_dot": (missing * r).sum(1), f"{name}_r2": r.square().sum(1)}
+            for key, value in row.items():
+                totals.setdefault(key, []).append(value.detach())
+        mean = {key: torch.cat(value).mean().item() for key, value in totals.items()}
+        out = {"t": level, **{k: mean[k] for k in ("accuracy", "bce", "pair_real", "pair_shuffled")}}
+        for name in ("video", "audio"):
+            base, dot, r2 = (mean[f"{name}_{k}"] for k in ("noise_base", "dot", "r2"))
+            out[f"{name}_noise_base"], out[f"{name}_noise"] = base, mean[f"{name}_noise"]
+            out[f"{name}_explained"] = (base - mean[f"{name}_noise"]) / base
+            out[f"{name}_cosine"] = dot / math.sqrt(base * r2 + 1e-30)
+        rows.append(out)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
+    parser.add_argument("--solver", choices=SOLVERS, default="dpm++2m", help="(default %(default)s)")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the guidance (default %(default)s)")
+    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="folder with model.pt, video.pt, audio.pt")
+    parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only: no hits to see)")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
+    args = parser.parse_args(argv)
+    if args.n < 2 or args.steps < 1:
+        parser.error("--n must be at least 2 and --steps at least 1")
+
+    models = checkpoint.load_run(args.run, args.device)
+    if args.data == "xylophone":
+        world = Xylophone()
+    else:
+        from clips import ClipFolder
+
+        world = ClipFolder(Path(args.data))
+    video, audio = world.batch(args.n, torch.Generator().manual_seed(args.seed))
+    reference = world.batch(max(args.n, 1024), torch.Generator().manual_seed(args.seed + 1))
+    shapes = video.shape[1:], audio.shape[1:]
+    clips = {
+        "real": (video, audio, None),
+        "shuffled": (video, audio.roll(1, 0), None),
+        "independent": generate(models, shapes, args, 0.0, "independent"),
+        "guided": generate(models, shapes, args, args.weight, "guided"),
+    }
+    features = RandomFeatures(3, 3), RandomFeatures(1, 2)
+    truth = [net(x) for net, x in zip(features, reference, strict=True)]
+    systems = {}
+    for name, (v, a, seconds) in clips.items():
+        row = {"hit_f1": None, "pitch_accuracy": None, "alignment": None, "onset_error_ms": None}
+        if args.data == "xylophone":
+            row |= hits.agreement(hits.see(v), hits.hear(a), within=1 / world.fps)
+        row["video_frechet"], row["audio_frechet"] = (
+            frechet(net(x), y) for net, x, y in zip(features, (v, a), truth, strict=True)
+        )
+        systems[name] = row | {"seconds_per_clip": seconds}
+    if args.data == "xylophone":
+        product = {name: row["hit_f1"] * row["pitch_accuracy"] for name, row in systems.items()}
+        for name, row in systems.items():
+            row["alignment"] = (product[name] - product["shuffled"]) / (product["real"] - product["shuffled"])
+    levels = by_level(models, (video, audio), args.seed, args.device)
+    report = {
+        "n": args.n, "steps": args.steps, "solver": args.solver, "weight": args.weight, "seed": args.seed, "systems": systems,
+        "parameters": {
+            kind: sum(p.numel() for p in model.parameters())
+            for kind, model in zip(("video", "audio", "discriminator"), models, strict=True)
+        },
+        "mutual_information_nats": next(row["pair_real"] for row in levels if row["t"] == INFORMATION_LEVEL),
+        "levels": levels,
+    }  # fmt: skip
+    save_json(args.out / "report.json", report)
+    shown = min(8, args.n)
+    for name in ("guided", "independent"):
+        figures.save_sheet(args.out / f"{name}.png", *(x[:shown] for x in clips[name][:2]), [f"{name} {k}" for k in range(shown)])
+    print_table(report)
+    print(f"report.json, guided.png and independent.png are in {args.out}")
+
+
+def print_table(report: dict) -> None:
+    columns = ("hit_f1", "pitch_accuracy", "alignment", "onset_error_ms", "video_frechet", "audio_frechet", "seconds_per_clip")
+    print(f"{'':12}" + "".join(f"{name:>17}" for name in columns))
+    for system, row in report["systems"].items():
+        print(f"{system:12}" + "".join(f"{'':>17}" if row[c] is None else f"{row[c]:17.4f}" for c in columns))
+    columns = ("t", "accuracy", "bce", "pair_real", "video_explained", "audio_explained", "video_cosine", "audio_cosine")
+    print("".join(f"{name:>16}" for name in columns))
+    for row in report["levels"]:
+        print("".join(f"{row[c]:16.4f}" for c in columns))
+    parameters, nats = report["parameters"], report["mutual_information_nats"]
+    print(f"parameters {parameters}; mutual information {nats:.2f} nats at t = {INFORMATION_LEVEL}")
+
+
+if __name__ == "__main__":
+    run_main(main)

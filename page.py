@@ -1,0 +1,54 @@
+"""index.html: guided and independent clips side by side, one file beside the clips, no network needed.
+
+Used by sample.py.
+"""
+
+import html
+from pathlib import Path
+from string import Template
+
+from files import atomic
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+  :root { color-scheme: light dark; }
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+  .clip { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin: 1.5rem 0; }
+  figure { margin: 0; }
+  video, img { width: 100%; image-rendering: pixelated; border-radius: 6px; }
+  img { image-rendering: auto; height: 5rem; object-fit: fill; }
+  figcaption { font-size: 0.9rem; }
+  @media (max-width: 34rem) { .clip { grid-template-columns: 1fr; } }
+</style>
+<h1>$title</h1>
+<p>$summary</p>
+$rows
+</html>
+""")
+
+FIGURE = Template("""<figure>
+<video src="$video" controls loop playsinline preload="metadata" aria-label="$label"></video>
+<img src="$picture" alt="Spectrogram of $label: time to the right, pitch upwards">
+<figcaption>$label</figcaption>
+</figure>""")
+
+
+def save_page(path: Path, title: str, summary: str, clips: list[dict[str, dict[str, str]]]) -> None:
+    """`clips` holds per row, by label, the file names of a video and of its spectrogram, relative to the page."""
+    rows = []
+    for clip in clips:
+        figures = [
+            FIGURE.substitute(
+                {key: html.escape(value, quote=True) for key, value in {**files, "label": label}.items()}
+            )
+            for label, files in clip.items()
+        ]
+        rows.append('<div class="clip">\n' + "\n".join(figures) + "\n</div>")
+    with atomic(path) as temporary:
+        temporary.write_text(
+            PAGE.substitute(title=html.escape(title), summary=html.escape(summary), rows="\n".join(rows)), encoding="utf-8"
+        )

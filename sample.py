@@ -1,0 +1,121 @@
+"""Make clips: guided by the discriminator, and beside them the same noise left to the two base models alone.
+
+    python sample.py                                      8 guided and 8 independent clips from the shipped weights
+    python sample.py --run runs/discriminator             from a discriminator of your own
+    python sample.py --given clip.mp4 --keep video        new sound for a given picture
+    python sample.py --given clip.mp4 --keep audio        new pictures for a given sound
+
+Writes mp4, wav and spectrograms, a page that plays them (index.html), contact.png and report.json.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import checkpoint
+import figures
+import hits
+import media
+from data import Xylophone
+from files import run_main, save_json
+from guidance import SOLVERS, sample
+from page import save_page
+
+WORLD = Xylophone()  # for the shapes of a clip
+
+
+def given_clip(path: Path, n: int) -> tuple[Tensor, Tensor]:
+    """The first two seconds of a media file, n times: video (n, 3, T, H, W) and audio (n, 1, n_mels, L)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--given {path} does not exist")
+    try:
+        frames, waveform = media.read_clip(path, WORLD.fps, WORLD.size, seconds=WORLD.seconds + 1)
+    except ValueError as error:
+        raise ValueError(f"--given {path}: {error}") from error
+    if len(frames) < WORLD.frames or len(waveform) < WORLD.samples:
+        raise ValueError(f"--given {path} is shorter than {WORLD.seconds:g} s")
+    video, audio = media.to_video(frames[None, : WORLD.frames]), media.log_mel(waveform[None, : WORLD.samples])
+    return video.expand(n, *video.shape[1:]), audio.expand(n, *audio.shape[1:])
+
+
+def write_clips(out: Path, system: str, video: Tensor, audio: Tensor) -> list[dict[str, str]]:
+    """Each clip as SYSTEM_00.mp4, .wav and .png; returns their names on the page."""
+    frames, waveforms = media.to_frames(video), media.griffin_lim(audio)
+    names = []
+    for k in range(len(frames)):
+        stem = f"{system}_{k:02d}"
+        media.save_mp4(out / f"{stem}.mp4", frames[k], waveforms[k], WORLD.fps)
+        media.save_wav(out / f"{stem}.wav", waveforms[k])
+        figures.save_spectrogram(out / f"{stem}.png", audio[k, 0])
+        names.append({"video": f"{stem}.mp4", "picture": f"{stem}.png"})
+    return names
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
+    parser.add_argument("--solver", choices=SOLVERS, default="dpm++2m", help="(default %(default)s)")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the guidance; 1 is the exact joint (default %(default)s)")
+    parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, one modality of which is kept")
+    parser.add_argument("--keep", choices=("audio", "video"), help="the modality of --given to keep")
+    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="folder with model.pt, video.pt, audio.pt")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("samples"))
+    args = parser.parse_args(argv)
+    if args.n < 1 or args.steps < 1:
+        parser.error("--n and --steps must be at least 1")
+    if bool(args.given) != bool(args.keep):
+        parser.error("--given CLIP and --keep audio|video go together")
+
+    start = time.time()
+    video_model, audio_model, discriminator = checkpoint.load_run(args.run, args.device)
+    shapes = (args.n, 3, WORLD.frames, WORLD.size, WORLD.size), (args.n, 1, media.N_MELS, WORLD.samples // media.HOP)
+    given = {}
+    if args.given:
+        video, audio = given_clip(args.given, args.n)
+        given = {"given_video": video.to(args.device)} if args.keep == "video" else {"given_audio": audio.to(args.device)}
+    clips, agreements = {}, {}
+    for system, weight in (("guided", args.weight), ("independent", 0.0)):
+        print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
+        video, audio = sample(
+            video_model, audio_model, discriminator, *shapes, args.steps, weight, args.solver,
+            torch.Generator().manual_seed(args.seed), **given, device=args.device,
+        )  # fmt: skip
+        if not (torch.isfinite(video).all() and torch.isfinite(audio).all()):
+            raise FloatingPointError(f"the {system} samples are not finite: lower --weight or take more --steps")
+        video, audio = video.cpu(), audio.cpu()
+        clips[system] = write_clips(args.out, system, video, audio)
+        agreements[system] = hits.agreement(hits.see(video), hits.hear(audio))
+        if system == "guided":
+            figures.save_sheet(args.out / "contact.png", video, audio, [f"guided {k}" for k in range(args.n)])
+
+    rows = [dict(zip(clips, files, strict=True)) for files in zip(*clips.values(), strict=True)]
+    found = {name: a["hit_f1"] * a["pitch_accuracy"] for name, a in agreements.items()}
+    summary = (
+        f"Left: guided by the discriminator. Right: the same noise, the two base models each on their own. Hits seen and heard "
+        f"at the same time and on the same bar: {found['guided']:.0%} guided, {found['independent']:.0%} independent."
+    )
+    save_page(args.out / "index.html", "Sound that belongs to the picture", summary, rows)
+    base_calls = args.steps * (1 if args.given else 2)
+    report = {
+        "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
+        "seconds": time.time() - start,
+        "network_calls": {"base": base_calls, "discriminator": args.steps if args.weight else 0},
+        "alignment": found["guided"],
+        "alignment_independent": found["independent"],
+        "seed": args.seed,
+    }
+    save_json(args.out / "report.json", report)
+    print(f"{'':12} {'hit_f1':>8} {'pitch':>8} {'both':>8}")
+    for name, a in agreements.items():
+        print(f"{name:12} {a['hit_f1']:8.3f} {a['pitch_accuracy']:8.3f} {found[name]:8.3f}")
+    print(f"{report['seconds']:.0f} s; open {args.out / 'index.html'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,155 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from discriminator import JointDiscriminator, discriminator_loss, mirrored_noise, residual_noise
+from score import VPSDE, FrozenModel
+from toy.run import TinyDiscriminator
+from toy.target import ExactEps, gaussian
+
+SDE, RHO = VPSDE(), 0.8
+TARGET = gaussian(RHO, SDE)
+BASES = tuple(FrozenModel(ExactEps(TARGET, axis), SDE) for axis in (0, 1))
+
+
+class ExactRatio(nn.Module):
+    """The optimal discriminator times a scale that can be trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def parts(self, x, y, t):
+        pair = self.scale * TARGET.log_ratio(torch.cat([x, y], dim=1), t)
+        return pair, torch.zeros_like(pair), torch.zeros_like(pair)
+
+
+def mixed_derivative(logit, v, a):
+    """d2L / dv da along two fixed directions: zero for every v and a if and only if L = g(v) + h(a)."""
+    (dv,) = torch.autograd.grad(logit.sum(), v, create_graph=True)
+    (dvda,) = torch.autograd.grad(dv.sum(), a, allow_unused=True)
+    return torch.zeros_like(a) if dvda is None else dvda
+
+
+def test_joint_discriminator_interacts(generator):
+    network = JointDiscriminator().double()
+    v = torch.randn(2, 3, 16, 32, 32, generator=generator, dtype=torch.float64, requires_grad=True)
+    a = torch.randn(2, 1, 64, 128, generator=generator, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    pair, repair_v, repair_a = network.parts(v, a, t)
+    assert mixed_derivative(pair, v, a).abs().max() > 1e-8
+    assert_close(network(v, a, t), pair + repair_v + repair_a)
+
+
+def test_repairs_and_the_additive_form_do_not_interact(generator):
+    v = torch.randn(2, 3, 16, 32, 32, generator=generator, requires_grad=True)
+    a = torch.randn(2, 1, 64, 128, generator=generator, requires_grad=True)
+    _, repair_v, repair_a = JointDiscriminator().parts(v, a, torch.tensor([0.1, 0.5]))
+    assert mixed_derivative(repair_v + repair_a, v, a).abs().max() == 0
+    x, y = (torch.randn(5, 1, generator=generator, requires_grad=True) for _ in range(2))
+    t = torch.full((5,), 0.2)
+    assert mixed_derivative(TinyDiscriminator(additive=True)(x, y, t), x, y).abs().max() == 0
+    assert mixed_derivative(TinyDiscriminator()(x, y, t), x, y).abs().max() > 1e-6
+
+
+def test_residual_of_the_exact_log_ratio_turns_base_scores_into_the_joint_score(generator):
+    t = torch.linspace(0.01, 0.9, 20, dtype=torch.float64)
+    z = torch.randn(20, 2, generator=generator, dtype=torch.float64)
+    x, y = (part.clone().requires_grad_() for part in z.split(1, dim=1))
+    residual = residual_noise(TARGET.log_ratio(torch.cat([x, y], dim=1), t), x, y, t, SDE)
+    eps = torch.cat([model(part, t) + r for model, part, r in zip(BASES, (x, y), residual, strict=True)], dim=1)
+    assert_close(SDE.eps_to_score(eps, t).detach(), TARGET.score(z, t))
+
+
+def loss_at(scale: float, bce_weight: float, noise_weight: float, n: int = 50_000) -> float:
+    generator, network = torch.Generator().manual_seed(0), ExactRatio()
+    network.scale.data.fill_(scale)
+    x, y = TARGET.sample(n, generator).double().split(1, dim=1)
+    t = torch.rand(n, generator=generator, dtype=torch.float64) * 0.5 + 0.01
+    pairs = (x, y), (x, y.roll(1, 0))
+    return discriminator_loss(network, *BASES, *pairs, t, generator, bce_weight, noise_weight)[0].item()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
+def test_each_loss_is_least_at_the_true_log_ratio(weights):
+    best = loss_at(1.0, *weights)
+    assert best < loss_at(0.85, *weights)
+    assert best < loss_at(1.15, *weights)
+
+
+def test_noise_loss_at_the_optimum_is_the_closed_form_posterior_variance():
+    """Joint: E|eps - E[eps | z_t]|^2 = 2 - sigma^2 tr S^-1, S = [[1, r], [r, 1]], r = alpha^2 rho; base: 2 - 2 sigma^2."""
+    generator, n, level = torch.Generator().manual_seed(0), 400_000, 0.3
+    x, y = TARGET.sample(n, generator).double().split(1, dim=1)
+    t = torch.full((n,), level, dtype=torch.float64)
+    _, parts = discriminator_loss(ExactRatio(), *BASES, (x, y), (x, y), t, generator)
+    alpha, sigma = (a.item() for a in SDE.marginal(t[:1]))
+    r = alpha**2 * RHO
+    assert parts["noise"].mean().item() == pytest.approx(2 - sigma**2 * 2 / (1 - r**2), abs=0.005)
+    assert parts["noise_base"].mean().item() == pytest.approx(2 - 2 * sigma**2, abs=0.005)
+
+
+def test_cross_entropy_of_an_ignorant_discriminator_is_two_ln_two(generator):
+    network = ExactRatio()
+    network.scale.data.zero_()
+    x, y = TARGET.sample(8, generator).double().split(1, dim=1)
+    t = torch.full((8,), 0.3, dtype=torch.float64)
+    loss, parts = discriminator_loss(network, *BASES, (x, y), (x, y), t, generator, noise_weight=0.0)
+    assert loss.item() == pytest.approx(2 * torch.log(torch.tensor(2.0)).item())
+    assert set(parts) == {"bce", "correct"}
+
+
+def small_case() -> tuple:
+    """A tiny random discriminator in float64, its data, and a function for its loss with the noise held fixed."""
+    torch.manual_seed(0)
+    network = TinyDiscriminator(width=8, embedding=8).double()
+    generator = torch.Generator().manual_seed(1)
+    x, y = TARGET.sample(16, generator).double().split(1, dim=1)
+    t = torch.rand(16, generator=generator, dtype=torch.float64) * 0.8 + 0.05
+
+    def loss(fakes: str = "shuffled"):
+        noise = torch.Generator().manual_seed(2)
+        return discriminator_loss(network, *BASES, (x, y), (x, y.roll(1, 0)), t, noise, fakes=fakes)[0]
+
+    return network, loss
+
+
+def test_double_backprop_gradient_matches_finite_differences():
+    network, loss = small_case()
+    loss().backward()
+    h = 1e-5
+    for p in network.parameters():
+        index = tuple(s // 2 for s in p.shape)
+        with torch.no_grad():
+            p[index] += h
+        up = loss().item()
+        with torch.no_grad():
+            p[index] -= 2 * h
+        down = loss().item()
+        with torch.no_grad():
+            p[index] += h
+        assert p.grad[index].item() == pytest.approx((up - down) / (2 * h), rel=1e-4, abs=1e-6)
+
+
+def test_cross_entropy_on_shuffled_fakes_leaves_the_repairs_alone(generator):
+    """With shuffled fakes only `pair` is trained by cross-entropy, with generated ones the whole logit."""
+    network = JointDiscriminator()
+    real = torch.randn(2, 3, 16, 32, 32, generator=generator), torch.randn(2, 1, 64, 128, generator=generator)
+    fake = real[0], real[1].roll(1, 0)
+    for fakes, expected in (("shuffled", True), ("generated", False)):
+        network.zero_grad()
+        t = torch.tensor([0.2, 0.4])
+        discriminator_loss(network, *BASES, real, fake, t, generator, noise_weight=0.0, fakes=fakes)[0].backward()
+        assert (network.repair_v[2].weight.grad is None) is expected
+
+
+def test_mirrored_noise_is_standard_and_mirrored(generator):
+    eps = mirrored_noise(torch.zeros(20_001, 3), generator)
+    assert_close(eps[:10_000], -eps[10_001:])
+    assert_close(eps[:10_001].std(0), torch.ones(3), atol=0.03, rtol=0)
+
+
+def test_discriminator_takes_time_axes_of_any_two_lengths(generator):
+    v, a = torch.randn(2, 3, 8, 32, 32, generator=generator), torch.randn(2, 1, 64, 256, generator=generator)
+    assert JointDiscriminator()(v, a, torch.tensor([0.1, 0.9])).shape == (2,)

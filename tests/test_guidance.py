@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import guidance
+from guidance import JointEps, denoise, sample
+from score import VPSDE, FrozenModel
+from toy.target import ExactEps, gaussian
+
+SDE, RHO = VPSDE(), 0.8
+TARGET = gaussian(RHO, SDE)
+BASES = tuple(FrozenModel(ExactEps(TARGET, axis), SDE) for axis in (0, 1))
+
+
+class ExactRatio(nn.Module):
+    """The optimal discriminator: the closed-form log-ratio."""
+
+    def forward(self, x, y, t):
+        return TARGET.log_ratio(torch.cat([x, y], dim=1), t)
+
+
+def output_covariance(solver: str, steps: int, discriminator: nn.Module | None) -> torch.Tensor:
+    """Exact: with Gaussian scores a deterministic run is linear, z_end = M z_start, so the output covariance is M M^T."""
+    basis = torch.eye(2, dtype=torch.float64)
+    *_, states = denoise(JointEps(*BASES, discriminator), basis.split(1, dim=1), SDE, steps, solver)
+    image = torch.cat(states, dim=1)
+    return image.T @ image
+
+
+def true_covariance(rho: float) -> torch.Tensor:
+    rho = rho * SDE.marginal(torch.tensor([SDE.t_min], dtype=torch.float64))[0].item() ** 2
+    return torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
+
+
+def covariance_error(solver: str, steps: int) -> float:
+    return (output_covariance(solver, steps, ExactRatio()) - true_covariance(RHO)).abs().max().item()
+
+
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("dpm++2m", 2)])
+def test_guided_sampler_reaches_the_joint_covariance(solver, order):
+    """To 5e-5, what starting from N(0, I) in place of q_1 leaves; and at the order of the solver."""
+    at = {n: output_covariance(solver, n, ExactRatio()) for n in (200, 400, 800)}
+    coarse, fine = (at[400] - at[200]).abs().max().item(), (at[800] - at[400]).abs().max().item()
+    assert coarse / fine == pytest.approx(2**order, rel=0.15)
+    limit = at[800] + (at[800] - at[400]) / (2**order - 1)  # Richardson
+    assert_close(limit, true_covariance(RHO), atol=5e-5, rtol=0)
+
+
+def test_ddim_halves_its_error_on_a_grid_uniform_in_t(monkeypatch):
+    monkeypatch.setattr(guidance, "time_grid", lambda n, sde: torch.linspace(1, sde.t_min, n + 1, dtype=torch.float64))
+    errors = [covariance_error("ddim", steps) for steps in (50, 100, 200)]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
+
+
+def test_the_time_grid_beats_uniform_t_and_uniform_log_snr_at_25_steps(monkeypatch):
+    """The figures in time_grid's docstring."""
+    assert covariance_error("dpm++2m", 25) == pytest.approx(0.006, abs=0.001)
+    monkeypatch.setattr(guidance, "time_grid", lambda n, sde: torch.linspace(1, sde.t_min, n + 1, dtype=torch.float64))
+    assert covariance_error("dpm++2m", 25) == pytest.approx(0.12, abs=0.005)
+    ends = SDE.log_snr(torch.tensor([1, SDE.t_min], dtype=torch.float64)).tolist()
+    grid = SDE.t_of_log_snr(torch.linspace(*ends, 26, dtype=torch.float64))
+    monkeypatch.setattr(guidance, "time_grid", lambda n, sde: grid)
+    assert covariance_error("dpm++2m", 25) == pytest.approx(0.017, abs=0.001)
+
+
+def test_without_guidance_the_modalities_stay_independent():
+    assert_close(output_covariance("dpm++2m", 200, None), true_covariance(0.0), atol=1e-4, rtol=0)
+
+
+def test_ancestral_sampler_reaches_the_joint_covariance():
+    generator = torch.Generator().manual_seed(0)
+    shape = (50_000, 1)
+    x, y = sample(*BASES, ExactRatio(), shape, shape, steps=150, solver="ddpm", generator=generator)
+    assert_close(torch.cat([x, y], dim=1).T.cov().double(), true_covariance(RHO), atol=0.03, rtol=0)
+
+
+def test_the_last_ancestral_step_has_the_variance_of_the_posterior():
+    """One ddpm step from t to s with the true x0 known leaves N(alpha_s x0, sigma_s^2), whatever t: x0 = 0, x_t = sigma_t eps."""
+    generator = torch.Generator().manual_seed(0)
+    steps = denoise(lambda states, t: tuple(x / SDE.marginal(t)[1][:, None] for x in states),
+                    (torch.randn(200_000, 1, generator=generator),), SDE, 20, "ddpm", generator)  # fmt: skip
+    grid = guidance.time_grid(20, SDE)
+    for s, (x,) in zip(grid[1:8], steps, strict=False):
+        assert_close(x.var().double(), SDE.marginal(s)[1] ** 2, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("solver", guidance.SOLVERS)
+def test_weight_zero_equals_the_base_models_bit_for_bit(solver):
+    runs = []
+    for discriminator, weight in ((ExactRatio(), 0.0), (None, 1.0)):
+        generator = torch.Generator().manual_seed(3)
+        runs.append(sample(*BASES, discriminator, (64, 1), (64, 1), 10, weight, solver, generator))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_one_call_of_each_network_a_step():
+    calls = []
+
+    class Counts(nn.Module):
+        def __init__(self, inner, name):
+            super().__init__()
+            self.inner, self.name = inner, name
+
+        def forward(self, *args):
+            calls.append(self.name)
+            return self.inner(*args)
+
+    models = [FrozenModel(Counts(ExactEps(TARGET, axis), name), SDE) for axis, name in enumerate("va")]
+    sample(*models, Counts(ExactRatio(), "d"), (4, 1), (4, 1), steps=7)
+    assert sorted(calls) == ["a"] * 7 + ["d"] * 7 + ["v"] * 7
+
+
+def test_weights_differ_per_modality():
+    states = (torch.ones(3, 1), torch.full((3, 1), -0.5))
+    t = torch.full((3,), 0.3)
+    base, full = JointEps(*BASES, None)(states, t), JointEps(*BASES, ExactRatio())(states, t)
+    only_video = JointEps(*BASES, ExactRatio(), weight=(1.0, 0.0))(states, t)
+    assert_close(only_video, (full[0], base[1]))
+
+
+def test_a_given_modality_is_kept_and_pulls_the_other_towards_it():
+    """y | x ~ N(0.8 x, 0.36); conditioning on x_t in place of x_0 goes about half the way, as JointEps says."""
+    given = torch.full((20_000, 1), 1.5)
+    generator = torch.Generator().manual_seed(0)
+    x, y = sample(*BASES, ExactRatio(), given.shape, given.shape, 50, 1.0, "ddpm", generator, given_video=given)
+    assert torch.equal(x, given)
+    assert 0.5 * RHO * 1.5 < y.mean().item() < RHO * 1.5
+    assert y.var().item() < 0.6
+
+
+def test_unknown_solver_is_refused():
+    with pytest.raises(ValueError, match="solver must be one of"):
+        sample(*BASES, None, (1, 1), (1, 1), solver="euler")
