@@ -50,13 +50,14 @@ def discriminator_loss(
     t: Tensor,
     generator: torch.Generator | None = None,
     bce_weight: float = 1.0,
-    noise_weight: float = 1.0,
+    noise_weight: float | Tensor = 1.0,
     fakes: str = "shuffled",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and its parts for clean pairs real and fake, each (video (B, ...), audio (B, ...)), at noise levels t (B,).
 
     `fakes` says where the fake pairs come from: "shuffled" real ones (cross-entropy on `pair`) or "generated" by the base
-    models (cross-entropy on the whole logit). Parts, per sample (B,): bce, noise, noise_base (the noise loss without the
+    models (cross-entropy on the whole logit). A noise_weight (B,) weighs noise levels against each other; being a function of
+    t alone, it does not move the minimum. Parts, per sample (B,): bce, noise, noise_base (the noise loss without the
     residual, what the base models reach alone) and correct (share of real and fake told apart).
     The noise of the second half of the batch mirrors the first (see `mirrored_noise`).
     The noise losses are sums over a modality's elements, so they weigh a modality by how much there is to explain in it.
@@ -64,7 +65,9 @@ def discriminator_loss(
     sde = video_model.sde
     eps = [mirrored_noise(x, generator) for x in (*real, *fake)]
     vt, at, fake_vt, fake_at = (sde.perturb(x, t, e) for x, e in zip((*real, *fake), eps, strict=True))
-    vt, at = vt.requires_grad_(noise_weight > 0), at.requires_grad_(noise_weight > 0)
+    noise_weight = torch.as_tensor(noise_weight, dtype=t.dtype, device=t.device)
+    with_noise = bool((noise_weight > 0).any())
+    vt, at = vt.requires_grad_(with_noise), at.requires_grad_(with_noise)
 
     def part(logits: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         return logits[0] if fakes == "shuffled" else sum(logits)
@@ -75,14 +78,14 @@ def discriminator_loss(
     correct = ((real_logit > 0).float() + (fake_logit <= 0).float()) / 2
     parts = {"bce": bce, "correct": correct}
     loss = bce_weight * bce.mean()
-    if noise_weight > 0:
+    if with_noise:
         with torch.no_grad():
             base = video_model(vt, t), audio_model(at, t)
         residual = residual_noise(sum(logits), vt, at, t, sde, create_graph=True)
         error = [(b + r - e).flatten(1).square().sum(1) for b, r, e in zip(base, residual, eps, strict=False)]
         error_base = [(b - e).flatten(1).square().sum(1) for b, e in zip(base, eps, strict=False)]
         parts["noise"], parts["noise_base"] = error[0] + error[1], error_base[0] + error_base[1]
-        loss = loss + noise_weight * parts["noise"].mean()
+        loss = loss + (noise_weight * parts["noise"]).mean()
     return loss, {name: value.detach() for name, value in parts.items()}
 
 

@@ -55,7 +55,8 @@ def stft(waveform: Tensor) -> Tensor:
 
 def log_mel(waveform: Tensor) -> Tensor:
     """Waveform (B, samples) -> log-mel spectrogram (B, 1, n_mels, samples // HOP) in [-1, 1]."""
-    magnitude = stft(waveform)[..., : waveform.shape[-1] // HOP].abs()
+    spectrum = torch.view_as_real(stft(waveform)[..., : waveform.shape[-1] // HOP])
+    magnitude = spectrum.square().sum(-1).sqrt()  # several times faster than abs() on complex numbers
     mel = mel_filters().to(waveform.device) @ magnitude
     decibels = 20 * torch.log10(mel.clamp(min=10 ** (FLOOR_DB / 20)))
     return (1 - 2 * decibels / FLOOR_DB).clamp(-1, 1)[:, None]

@@ -1,0 +1,164 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import checkpoint
+import train
+from score import VPSDE
+
+ROOT = Path(train.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory) -> Path:
+    """A folder with two untrained base models."""
+    folder = tmp_path_factory.mktemp("bases")
+    torch.manual_seed(0)
+    for kind in ("video", "audio"):
+        network = checkpoint.NETWORKS[kind]()
+        state = {"kind": kind, "options": {}, "model": network.state_dict()}
+        checkpoint.save(folder / f"{kind}.pt", state)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(train, "preview", lambda *_: None)
+
+
+def small(bases: Path, out: Path, *options: str) -> list[str]:
+    return ["--steps", "6", "--batch", "4", "--warmup", "0.5", "--bases", str(bases), "--out", str(out), *options]
+
+
+def weights(run: Path) -> dict:
+    return checkpoint.load(run / "last.pt")["model"]
+
+
+@pytest.mark.parametrize("kind", ["discriminator", "audio"])
+def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(kind, bases, tmp_path, monkeypatch):
+    train.train(train.parse([kind, *small(bases, tmp_path / "whole")]))
+
+    class StopsAtThree(train.Interrupt):
+        def __enter__(self):
+            self.steps = 0
+            return self
+
+        @property
+        def asked(self):
+            self.steps += 1
+            return self.steps == 4
+
+        def __exit__(self, *_):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Interrupt", StopsAtThree)
+        train.train(train.parse([kind, *small(bases, tmp_path / "parts")]))
+    assert checkpoint.load(tmp_path / "parts" / "last.pt")["step"] == 3
+    train.train(train.parse(["--resume", str(tmp_path / "parts")]))
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    report = json.loads((tmp_path / "parts" / "report.json").read_text())
+    assert report["steps"] == 6 and report["peak_memory_mb"] > 0 and report["loss"]
+
+
+def test_noise_loss_joins_after_the_warm_up_and_generated_fakes_work(bases, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "FAKES", 32)
+    train.train(train.parse(small(bases, tmp_path, "--fakes", "generated")))
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert {"bce", "noise", "noise_base", "correct"} <= state["run"]["history"][-1]["loss"].keys()
+    assert (tmp_path / "fakes.pt").exists()
+    networks = checkpoint.load_run(tmp_path)
+    assert networks[2].repair_v[2].weight.norm() > 0
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(bases, tmp_path):
+    command = [sys.executable, "train.py", *small(bases, tmp_path), "--steps", "100000", "--warmup", "1.1"]
+    process = subprocess.Popen(
+        [*command, "--save-minutes", "0.001"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(600):
+        if (tmp_path / "report.json").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert f"--resume {tmp_path}" in out and "Traceback" not in err
+    assert checkpoint.load(tmp_path / "last.pt")["step"] > 0
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(bases, tmp_path, monkeypatch):
+    train.train(train.parse(small(bases, tmp_path)))
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def broken(*_):
+        return torch.tensor(torch.nan, requires_grad=True), {}, torch.zeros(4)
+
+    monkeypatch.setattr(train, "make_loss", lambda *_: broken)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 6"):
+        train.train(train.parse(["--resume", str(tmp_path), "--steps", "9"]))
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_noise_levels_are_stratified(generator):
+    """One draw in each of n equal parts; the discriminator's are a monotone map of such draws."""
+    sde = VPSDE()
+    t = train.levels(64, sde, generator)
+    assert torch.equal((t * 64).long().clamp(max=63), torch.arange(64)) or (t * 64 - torch.arange(64)).abs().max() < 1.1
+    t = train.discriminator_levels(10_000, sde, generator)
+    assert t.min() >= sde.t_min and t.max() <= 1
+    assert_close(t.median(), torch.sigmoid(torch.tensor(train.LEVEL_MEAN)), atol=0.01, rtol=0)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    assert train.learning_rate(0, 0.0, 1.0) == pytest.approx(0.01)
+    assert train.learning_rate(5000, 0.5, 1.0) == pytest.approx(0.5)
+    assert train.learning_rate(10_000, 1.0, 1.0) == pytest.approx(0.0)
+
+
+def test_base_loss_of_the_exact_clip_is_zero_and_of_silence_is_known(generator):
+    """x0_hat = 0 costs E|x0|^2 / sigma^2."""
+    sde, x0 = VPSDE(), torch.full((64, 1, 4, 4), 0.5)
+    assert train.base_loss(lambda xt, t: x0, sde, x0, generator)[0] == 0
+    loss, _, t = train.base_loss(lambda xt, t: torch.zeros_like(xt), sde, x0, generator)
+    assert_close(loss, (0.25 / sde.marginal(t)[1] ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"half a file", "cannot be read as a checkpoint"),
+        (None, "is missing"),
+        ({"kind": "audio", "options": {}, "model": {}}, "holds a audio model where a video model is needed"),
+        ({"kind": "video", "options": {}, "model": {}}, "does not fit VideoUNet"),
+        ({"weights": 1}, "is not a model.pt of this project"),
+    ],
+)
+def test_bad_weights_are_refused_in_one_line(content, message, tmp_path):
+    path = tmp_path / "video.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        checkpoint.save(path, content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        checkpoint.load_network(path, "video")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickle_with_code_in_it_is_refused(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "boom",))
+
+    torch.save(Bomb(), tmp_path / "video.pt")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        checkpoint.load_network(tmp_path / "video.pt", "video")
+    assert not (tmp_path / "boom").exists()

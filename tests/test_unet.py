@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from score import VPSDE
+from unet import SKIP_SCALE, AudioUNet, VideoUNet
+
+SDE = VPSDE()
+CASES = [(VideoUNet, (2, 3, 16, 32, 32)), (AudioUNet, (2, 1, 64, 128))]
+
+
+@pytest.mark.parametrize(("network", "shape"), CASES)
+def test_output_has_the_shape_of_the_input_and_depends_on_the_whole_clip(network, shape, generator):
+    """The last frame or column of the estimate feels the first of the input: the field of view is the clip."""
+    torch.manual_seed(0)
+    model = network()
+    for p in model.parameters():  # layers that start at zero would hide the dependence
+        torch.nn.init.normal_(p, std=0.05)
+    x = torch.randn(shape, generator=generator, requires_grad=True)
+    out = model(x, torch.tensor([0.9, 0.9]))
+    assert out.shape == x.shape
+    time_axis = 2 if len(shape) == 5 else 3
+    (grad,) = torch.autograd.grad(out.select(time_axis, -1).square().sum(), x)
+    assert grad.select(time_axis, 0).abs().max() > 0
+
+
+@pytest.mark.parametrize(("network", "shape"), CASES)
+def test_clips_of_a_batch_do_not_mix(network, shape, generator):
+    model, t = network(), torch.tensor([0.2, 0.7])
+    x = torch.randn(shape, generator=generator)
+    assert_close(model(x, t)[:1], model(x[:1], t[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_skip_follows_its_equation_and_trusts_the_clip_where_noise_is_weak(generator):
+    """An untrained body returns 0, so x0_hat = c x_t / alpha_t with c = s^2 / (s^2 + (sigma_t / alpha_t)^2)."""
+    x, t = torch.randn(3, 1, 64, 128, generator=generator), torch.tensor([SDE.t_min, 0.1, 1.0])
+    alpha, sigma = SDE.marginal(t)
+    c = SKIP_SCALE**2 / (SKIP_SCALE**2 + (sigma / alpha) ** 2)
+    model = AudioUNet()
+    torch.nn.init.zeros_(model.body.out[2].bias)
+    assert_close(model(x, t), (c / alpha)[:, None, None, None] * x)
+    assert c[0] > 0.98 and c[2] < 1e-5
+
+
+def test_parameters_are_few():
+    assert sum(p.numel() for network in (VideoUNet(), AudioUNet()) for p in network.parameters()) < 4e6
