@@ -47,6 +47,8 @@ class RandomFeatures(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.net = nn.Sequential(conv(channels, 32, 4, 2), nn.SiLU(), conv(32, 64, 4, 2), nn.SiLU(), conv(64, 64, 2))
+            for layer in self.net[::2]:
+                nn.init.kaiming_normal_(layer.weight)  # keeps the features' scale from layer to layer
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,12 +28,12 @@ def save_sheet(path: Path, video: Tensor | None, audio: Tensor | None, titles: l
     for clip in range(clips):
         if video is not None:
             axis = next(axes)
-            axis.imshow(torch.cat(list(media.to_frames(video[clip : clip + 1])[0]), dim=1), aspect="auto")
+            axis.imshow(torch.cat(list(media.to_frames(video[clip : clip + 1])[0]), dim=1).numpy(), aspect="auto")
             axis.set_title(titles[clip] if titles else "", fontsize=8, loc="left", pad=2)
             axis.set_axis_off()
         if audio is not None:
             axis = next(axes)
-            axis.imshow(audio[clip, 0].cpu(), origin="lower", aspect="auto", vmin=-1, vmax=1, cmap="magma")
+            axis.imshow(audio[clip, 0].cpu().numpy(), origin="lower", aspect="auto", vmin=-1, vmax=1, cmap="magma")
             axis.set_axis_off()
     figure.tight_layout(pad=0.3)
     save_figure(path, figure)

@@ -1,5 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
+
+import checkpoint
 
 torch.set_num_threads(2)
 
@@ -7,3 +11,14 @@ torch.set_num_threads(2)
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory) -> Path:
+    """A run folder of untrained networks: video.pt, audio.pt and a discriminator, model.pt."""
+    folder = tmp_path_factory.mktemp("bases")
+    torch.manual_seed(0)
+    for kind, name in (("video", "video"), ("audio", "audio"), ("discriminator", "model")):
+        state = {"kind": kind, "options": {}, "model": checkpoint.NETWORKS[kind]().state_dict()}
+        checkpoint.save(folder / f"{name}.pt", state)
+    return folder

@@ -16,18 +16,6 @@ from score import VPSDE
 ROOT = Path(train.__file__).parent
 
 
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory) -> Path:
-    """A folder with two untrained base models."""
-    folder = tmp_path_factory.mktemp("bases")
-    torch.manual_seed(0)
-    for kind in ("video", "audio"):
-        network = checkpoint.NETWORKS[kind]()
-        state = {"kind": kind, "options": {}, "model": network.state_dict()}
-        checkpoint.save(folder / f"{kind}.pt", state)
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     monkeypatch.setattr(train, "preview", lambda *_: None)

@@ -41,10 +41,10 @@ def score_fields(path: Path, target, bases: tuple, system, joint_score: Callable
         t = torch.full((len(z),), level)
         true, guided = target.score(z, t), joint_score(system, bases, z, t)
         scale = 12 * true.norm(dim=1).mean().item()
-        density = target.log_density(fine, torch.full((len(fine),), level)).exp().reshape(n, n).T
+        density = target.log_density(fine, torch.full((len(fine),), level)).exp().reshape(n, n).T.numpy()
         for axis, field, name in zip(row, (true, guided, guided - true), ("true", "guided", "difference"), strict=True):
             axis.imshow(density, origin="lower", extent=(-REACH, REACH) * 2, cmap="Blues", alpha=0.6)
-            axis.quiver(*z.T, *field.T, angles="xy", scale=scale, width=0.005)
+            axis.quiver(*z.T.numpy(), *field.T.numpy(), angles="xy", scale=scale, width=0.005)
             axis.set_title(f"{name}, t = {level}")
     figure.tight_layout()
     figures.save_figure(path, figure, dpi=70)
@@ -53,11 +53,11 @@ def score_fields(path: Path, target, bases: tuple, system, joint_score: Callable
 def sample_clouds(path: Path, target, samples: dict) -> None:
     """3,000 samples of each system over the true density at t = 0."""
     fine, n = grid(120), 120
-    density = target.log_density(fine, torch.zeros(len(fine))).exp().reshape(n, n).T
+    density = target.log_density(fine, torch.zeros(len(fine))).exp().reshape(n, n).T.numpy()
     figure, axes = plt.subplots(1, len(samples), figsize=(3 * len(samples), 3.2), sharex=True, sharey=True)
     for axis, (name, points) in zip(axes, samples.items(), strict=True):
         axis.imshow(density, origin="lower", extent=(-REACH, REACH) * 2, cmap="Blues")
-        axis.scatter(*points[:3000].T, s=1, c="tab:orange", alpha=0.5)
+        axis.scatter(*points[:3000].T.numpy(), s=1, c="tab:orange", alpha=0.5)
         axis.set(title=name, xlim=(-REACH, REACH), ylim=(-REACH, REACH), xlabel="x")
     axes[0].set_ylabel("y")
     figure.tight_layout()

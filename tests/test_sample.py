@@ -1,0 +1,75 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import media
+import sample
+from data import Xylophone
+
+ROOT = Path(sample.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("given") / "clip.mp4"
+    frames, waveform, _ = Xylophone().render(1, torch.Generator().manual_seed(5))
+    media.save_mp4(path, frames[0], waveform[0], 8)
+    return path
+
+
+def run(*options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "sample.py", *map(str, options)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_sampling_writes_clips_with_sound_a_page_and_a_report(bases, tmp_path):
+    sample.main(["--n", "2", "--steps", "3", "--run", str(bases), "--out", str(tmp_path)])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["clips"]) == 2 and report["network_calls"] == {"base": 6, "discriminator": 3}
+    assert {"seconds", "alignment"} <= report.keys()
+    page = (tmp_path / "index.html").read_text()
+    for clip in report["clips"]:
+        for system in ("guided", "independent"):
+            assert Path(clip[system]).name in page
+            frames, waveform = media.read_clip(Path(clip[system]), 8, 32)
+            assert frames.shape == (16, 32, 32, 3) and len(waveform) >= 31_000
+    assert (tmp_path / "guided_00.wav").exists() and (tmp_path / "contact.png").exists()
+
+
+def test_the_same_seed_gives_the_same_clips(bases, tmp_path):
+    for name in ("a", "b"):
+        sample.main(["--n", "1", "--steps", "2", "--run", str(bases), "--out", str(tmp_path / name)])
+    assert (tmp_path / "a/guided_00.wav").read_bytes() == (tmp_path / "b/guided_00.wav").read_bytes()
+    assert (tmp_path / "a/guided_00.png").read_bytes() == (tmp_path / "b/guided_00.png").read_bytes()
+
+
+@pytest.mark.parametrize("keep", ["video", "audio"])
+def test_a_given_modality_comes_back_as_it_was(bases, clip, tmp_path, keep):
+    options = ["--n", "2", "--steps", "2", "--given", str(clip), "--keep", keep]
+    sample.main([*options, "--run", str(bases), "--out", str(tmp_path)])
+    frames, _ = media.read_clip(clip, 8, 32)
+    kept, _ = media.read_clip(tmp_path / "guided_01.mp4", 8, 32)
+    error = (frames.float() - kept.float()).abs().mean()
+    assert (error < 4) == (keep == "video")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run", "nowhere"], "nowhere/video.pt is missing"),
+        (["--given", "none.mp4", "--keep", "video"], "none.mp4 does not exist"),
+        (["--given", "README.md", "--keep", "video"], "README.md: it"),
+        (["--keep", "video"], "go together"),
+        (["--n", "0"], "must be at least 1"),
+        (["--solver", "euler"], "invalid choice"),
+        (["--colour"], "unrecognized arguments"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_a_non_zero_exit(bases, tmp_path, options, message):
+    run_options = [] if "--run" in options else ["--run", bases]
+    result = run(*options, *run_options, "--out", tmp_path)
+    assert result.returncode != 0 and message in result.stderr and "Traceback" not in result.stderr
+    assert len([line for line in result.stderr.splitlines() if "rror" in line]) == 1
