@@ -1,8 +1,8 @@
 """Weights on disk, and the models rebuilt from them.
 
-A run folder holds `model.pt` (what was trained: its kind, the network's options, EMA weights in half precision) and, for a
-discriminator, copies of the two base models it was trained on, `video.pt` and `audio.pt`: the folder alone is enough to
-sample from. `pretrained/` is such a folder. `last.pt` is all that resuming needs.
+A run folder holds `model.pt` (what was trained: its kind, the network's options, EMA weights in half precision) and,
+for a discriminator, copies of the two base models it was trained on, `video.pt` and `audio.pt`: the folder alone is
+enough to sample from. `pretrained/` is such a folder. `last.pt` is all that resuming needs.
 
 Used by train.py to write them, by sample.py and evaluate.py to read them.
 """
@@ -48,7 +48,9 @@ def load_network(path: Path, kind: str, device: str = "cpu") -> nn.Module:
     try:
         network.load_state_dict({name: value.float() for name, value in state["model"].items()})
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {NETWORKS[kind].__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(
+            f"{path} does not fit {NETWORKS[kind].__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
     return network.eval()
 
 

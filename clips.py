@@ -1,8 +1,9 @@
 """ClipFolder: a folder of your own clips as training data, with the interface of data.Xylophone.
 
-Any container, picture size, frame rate and sound that FFmpeg reads, subfolders included. Each file is decoded once, at the
-model's frame rate, size and sample rate, into a cache beside the clips; a batch is then random windows of it, in which sound
-and picture are cut at the same instant. Files that cannot serve are named once, with the reason, and left out.
+Any container, picture size, frame rate and sound that FFmpeg reads, subfolders included. Each file is decoded once,
+at the model's frame rate, size and sample rate, into a cache beside the clips; a batch is then random windows of it,
+in which sound and picture are cut at the same instant. Files that cannot serve are named once, with the reason, and
+left out.
 
 Used by train.py --data FOLDER and evaluate.py --data FOLDER.
 """
@@ -37,7 +38,9 @@ class ClipFolder:
             raise ValueError(f"{folder} holds no clips ({', '.join(sorted(SUFFIXES))})")
         self.cache = folder / ".mmdisco-cache"
         with ThreadPoolExecutor(workers) as pool:
-            loaded = list(tqdm(pool.map(self._load, paths), total=len(paths), desc="reading clips", disable=len(paths) < 20))
+            loaded = list(
+                tqdm(pool.map(self._load, paths), total=len(paths), desc="reading clips", disable=len(paths) < 20)
+            )
         self.clips, self.skipped = [], {}
         for path, clip in zip(paths, loaded, strict=True):
             if isinstance(clip, str):
@@ -49,7 +52,9 @@ class ClipFolder:
             raise ValueError(f"none of the {len(paths)} clips in {folder} can be used; the lines above say why")
 
     def _load(self, path: Path) -> tuple[Tensor, Tensor] | str:
-        """Frames and waveform of one file, from the cache where the file has not changed since, or why it cannot serve."""
+        """Frames and waveform of one file, from the cache where the file has not changed since, or why it cannot
+        serve.
+        """
         facts = path.stat()
         name = f"{path}|{facts.st_size}|{facts.st_mtime_ns}|{self.size}|{self.fps}|{media.SAMPLE_RATE}"
         cached = self.cache / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.npz"
@@ -61,7 +66,8 @@ class ClipFolder:
         except (ValueError, OSError, EOFError) as error:
             return str(error)
         if len(frames) < self.frames or len(waveform) < self.samples:
-            return f"it lasts {min(len(frames) / self.fps, len(waveform) / media.SAMPLE_RATE):.1f} s, shorter than {self.seconds:g} s"
+            lasts = min(len(frames) / self.fps, len(waveform) / media.SAMPLE_RATE)
+            return f"it lasts {lasts:.1f} s, shorter than {self.seconds:g} s"
         if not torch.isfinite(waveform).all():
             return "its sound holds values that are not numbers"
         with atomic(cached) as temporary:
@@ -81,7 +87,9 @@ class ClipFolder:
         return torch.stack(frames), torch.stack(waveforms)
 
     def batch(self, n: int, generator: torch.Generator, only: str = "both") -> tuple[Tensor | None, Tensor | None]:
-        """n pairs ready for the models: video (n, 3, T, H, W) and log-mel audio (n, 1, n_mels, L), as Xylophone.batch."""
+        """n pairs ready for the models: video (n, 3, T, H, W) and log-mel audio (n, 1, n_mels, L), as
+        Xylophone.batch.
+        """
         frames, waveform = self.windows(n, generator)
         video = media.to_video(frames) if only != "audio" else None
         return video, media.log_mel(waveform) if only != "video" else None

@@ -17,7 +17,16 @@ import media
 
 SCALE = (523.25, 587.33, 659.26, 783.99, 880.00, 1046.50, 1174.66, 1318.51)  # C5 pentatonic: any melody is pleasant
 PARTIALS = ((1.0, 1.0, 0.35), (3.0, 0.30, 0.12), (6.0, 0.10, 0.05))  # frequency ratio, amplitude, decay in s
-PALETTE = ((230, 57, 70), (244, 125, 50), (250, 195, 60), (130, 190, 70), (46, 170, 150), (50, 130, 205), (95, 85, 200), (180, 80, 190))
+PALETTE = (
+    (230, 57, 70),
+    (244, 125, 50),
+    (250, 195, 60),
+    (130, 190, 70),
+    (46, 170, 150),
+    (50, 130, 205),
+    (95, 85, 200),
+    (180, 80, 190),
+)
 BACKGROUND, BALL = (18, 20, 38), (250, 244, 225)
 GRAVITY = 7.0  # picture heights per s^2
 FLIGHT = (0.45, 0.8)  # seconds between two impacts
@@ -46,7 +55,9 @@ class Xylophone:
         return video, media.log_mel(self._play(score)) if only != "video" else None
 
     def render(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, list]:
-        """n clips: frames uint8 (n, T, H, W, 3), waveform (n, samples), and per clip its hits (time_s, bar, loudness)."""
+        """n clips: frames uint8 (n, T, H, W, 3), waveform (n, samples), and per clip its hits (time_s, bar,
+        loudness).
+        """
         score = self._compose(n, generator)
         times, bars, loudness = score["times"], score["bars"], score["loudness"]
         hits = [

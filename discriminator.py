@@ -11,9 +11,9 @@ is trained by cross-entropy and, because a good classifier may have a poor gradi
     noise = |eps_base_v + r_v - eps_v|^2 + |eps_base_a + r_a - eps_a|^2      minimised by the true joint score
     loss  = bce_weight * bce + noise_weight * noise
 
-The logit has two parts by name, L = pair(v, a, t) + repair_v(v, t) + repair_a(a, t). Shuffled fakes have the marginals of
-the data, so cross-entropy on them trains `pair` alone, log q(v,a) / (q(v) q(a)); the noise loss trains the sum, in which
-the repairs log q(v)/p(v) and log q(a)/p(a) mend what the base models got wrong.
+The logit has two parts by name, L = pair(v, a, t) + repair_v(v, t) + repair_a(a, t). Shuffled fakes have the
+marginals of the data, so cross-entropy on them trains `pair` alone, log q(v,a) / (q(v) q(a)); the noise loss trains
+the sum, in which the repairs log q(v)/p(v) and log q(a)/p(a) mend what the base models got wrong.
 
 Used by guidance.py (the gradient), train.py (the loss) and, with networks of its own, toy/run.py.
 """
@@ -34,11 +34,18 @@ def residual_noise(logit: Tensor, vt: Tensor, at: Tensor, t: Tensor, sde: VPSDE,
 def mirrored_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal eps for x (B, ...), of which the second half of the batch is minus the first.
 
-    Where the two halves hold the same clips at the same t, what the noise loss cannot explain, 2 r . eps, cancels between
-    them to first order at small t, and its gradient has far less variance.
+    Where the two halves hold the same clips at the same t, what the noise loss cannot explain, 2 r . eps, cancels
+    between them to first order at small t, and its gradient has far less variance.
     """
     half = torch.randn((len(x) + 1) // 2, *x.shape[1:], generator=generator, dtype=x.dtype)
     return torch.cat([half, -half])[: len(x)].to(x.device)
+
+
+def shuffled(x: Tensor, shift: int, group: int) -> Tensor:
+    """x (B, ...) with each clip replaced by the one `shift` places on, cyclically, among its `group` consecutive
+    clips.
+    """
+    return x.unflatten(0, (-1, group)).roll(-shift, 1).flatten(0, 1)
 
 
 def discriminator_loss(
@@ -46,45 +53,54 @@ def discriminator_loss(
     video_model: FrozenModel,
     audio_model: FrozenModel,
     real: tuple[Tensor, Tensor],
-    fake: tuple[Tensor, Tensor],
     t: Tensor,
     generator: torch.Generator | None = None,
     bce_weight: float = 1.0,
     noise_weight: float | Tensor = 1.0,
-    fakes: str = "shuffled",
+    group: int = 2,
+    generated: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and its parts for clean pairs real and fake, each (video (B, ...), audio (B, ...)), at noise levels t (B,).
+    """Loss and its parts for clean real pairs (video (B, ...), audio (B, ...)) at noise levels t (B,).
 
-    `fakes` says where the fake pairs come from: "shuffled" real ones (cross-entropy on `pair`) or "generated" by the base
-    models (cross-entropy on the whole logit). A noise_weight (B,) weighs noise levels against each other; being a function of
-    t alone, it does not move the minimum. Parts, per sample (B,): bce, noise, noise_base (the noise loss without the
-    residual, what the base models reach alone) and correct (share of real and fake told apart).
-    The noise of the second half of the batch mirrors the first (see `mirrored_noise`).
-    The noise losses are sums over a modality's elements, so they weigh a modality by how much there is to explain in it.
+    Fakes are either shuffled or generated, and get the same noise kernel as the real pairs. Shuffled: each noisy
+    video with the noisy audio of each of the other clips of its group (`group` consecutive clips, which must share
+    their t); they cost no further encoding, and cross-entropy on them trains `pair`. `generated`: pairs drawn
+    independently from the base models, of the same shapes as real; cross-entropy on them trains the whole logit. A
+    noise_weight (B,) weighs noise levels against each other; being a function of t alone, it does not move the
+    minimum. The noise losses are sums over a modality's elements, so they weigh a modality by how much there is to
+    explain in it.
+
+    Parts, per sample (B,): bce, noise, noise_base (the noise loss without the residual, what the base models reach
+    alone) and correct (the mean over real and fake of the share told right).
     """
     sde = video_model.sde
-    eps = [mirrored_noise(x, generator) for x in (*real, *fake)]
-    vt, at, fake_vt, fake_at = (sde.perturb(x, t, e) for x, e in zip((*real, *fake), eps, strict=True))
+    eps = [mirrored_noise(x, generator) for x in real]
     noise_weight = torch.as_tensor(noise_weight, dtype=t.dtype, device=t.device)
     with_noise = bool((noise_weight > 0).any())
-    vt, at = vt.requires_grad_(with_noise), at.requires_grad_(with_noise)
+    vt, at = (sde.perturb(x, t, e).requires_grad_(with_noise) for x, e in zip(real, eps, strict=True))
 
-    def part(logits: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        return logits[0] if fakes == "shuffled" else sum(logits)
+    feature_v, feature_a, repair = discriminator.encode(vt, at, t)
+    pair = discriminator.pair(feature_v, feature_a, t)
+    if generated is None:
+        real_logit = pair
+        others = [shuffled(feature_a, k, group) for k in range(1, group)]
+        fake_logits = [discriminator.pair(feature_v, other, t) for other in others]
+    else:
+        real_logit = pair + repair
+        fake_logits = [discriminator(*(sde.perturb(x, t, mirrored_noise(x, generator)) for x in generated), t)]
+    fake_logits = torch.stack(fake_logits)  # (fakes per real, B)
 
-    logits = discriminator.parts(vt, at, t)
-    real_logit, fake_logit = part(logits), part(discriminator.parts(fake_vt, fake_at, t))
-    bce = F.softplus(-real_logit) + F.softplus(fake_logit)
-    correct = ((real_logit > 0).float() + (fake_logit <= 0).float()) / 2
+    bce = F.softplus(-real_logit) + F.softplus(fake_logits).mean(0)
+    correct = ((real_logit > 0).float() + (fake_logits <= 0).float().mean(0)) / 2
     parts = {"bce": bce, "correct": correct}
     loss = bce_weight * bce.mean()
     if with_noise:
         with torch.no_grad():
             base = video_model(vt, t), audio_model(at, t)
-        residual = residual_noise(sum(logits), vt, at, t, sde, create_graph=True)
-        error = [(b + r - e).flatten(1).square().sum(1) for b, r, e in zip(base, residual, eps, strict=False)]
-        error_base = [(b - e).flatten(1).square().sum(1) for b, e in zip(base, eps, strict=False)]
-        parts["noise"], parts["noise_base"] = error[0] + error[1], error_base[0] + error_base[1]
+        residual = residual_noise(pair + repair, vt, at, t, sde, create_graph=True)
+        left = [e - b for e, b in zip(eps, base, strict=True)]  # what the base models miss
+        parts["noise_base"] = sum(x.flatten(1).square().sum(1) for x in left)
+        parts["noise"] = sum((x - r).flatten(1).square().sum(1) for x, r in zip(left, residual, strict=True))
         loss = loss + (noise_weight * parts["noise"]).mean()
     return loss, {name: value.detach() for name, value in parts.items()}
 
@@ -124,12 +140,14 @@ class JointDiscriminator(nn.Module):
         self.factor_v, self.factor_a = nn.Conv1d(width, width, 1), nn.Conv1d(width, width, 1)
         self.mix = nn.Conv1d(3 * width, width, 1)
         self.fusion_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
-        self.pair, self.repair_v, self.repair_a = (
+        self.pair_out, self.repair_v, self.repair_a = (
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(3)
         )
 
-    def parts(self, video: Tensor, audio: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """pair, repair_v, repair_a, each (B,); the logit is their sum."""
+    def encode(self, video: Tensor, audio: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each modality alone: features of video (B, C, T) and audio (B, C, L/4) in time, and the sum of the repairs
+        (B,).
+        """
         embedding = self.time(t)
         frames = F.pixel_unshuffle(video.transpose(1, 2), 4)  # (B, T, 48, H/4, W/4)
         b, steps = frames.shape[:2]
@@ -139,12 +157,17 @@ class JointDiscriminator(nn.Module):
             v = block(v, embedding)
         for block in self.audio_blocks:
             a = block(a, embedding)
-        repair_v, repair_a = self.repair_v(v.mean(2)), self.repair_a(a.mean(2))
+        return v, a, (self.repair_v(v.mean(2)) + self.repair_a(a.mean(2)))[:, 0]
+
+    def pair(self, v: Tensor, a: Tensor, t: Tensor) -> Tensor:
+        """The pair term (B,) of two encoded modalities: mixed per time step first, pooled last."""
+        embedding = self.time(t)
         v = F.interpolate(v, a.shape[2], mode="linear")  # one time axis
         joint = self.mix(torch.cat([v, a, self.factor_v(v) * self.factor_a(a)], dim=1))  # (B, C, L/4)
         for block in self.fusion_blocks:
             joint = block(joint, embedding)
-        return self.pair(joint.mean(2))[:, 0], repair_v[:, 0], repair_a[:, 0]
+        return self.pair_out(joint.mean(2))[:, 0]
 
     def forward(self, video: Tensor, audio: Tensor, t: Tensor) -> Tensor:
-        return sum(self.parts(video, audio, t))
+        v, a, repair = self.encode(video, audio, t)
+        return self.pair(v, a, t) + repair

@@ -8,10 +8,11 @@ independent  the two base models, each on its own       guided       the same wi
 
     alignment = (hit_f1 * pitch_accuracy - that of shuffled) / (that of real - that of shuffled)       0 chance, 1 real
 
-Hits come from the detectors of hits.py. The Frechet distance, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), is taken to other
-held-out real clips in the features of a fixed random network: good for comparing the systems of one table, not for more.
-Below it, by noise level on held-out real pairs: how well real and shuffled are told apart, and what the residual explains of
-the noise that the base models leave, (noise_base - noise) / noise_base and its cosine with eps - eps_base.
+Hits come from the detectors of hits.py. The Frechet distance, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), is taken
+to other held-out real clips in the features of a fixed random network: good for comparing the systems of one table,
+not for more. Below it, by noise level on held-out real pairs: how well real and shuffled are told apart, and what the
+residual explains of the noise that the base models leave, (noise_base - noise) / noise_base and its cosine with eps -
+eps_base.
 """
 
 import argparse
@@ -39,14 +40,18 @@ BATCH = 64
 
 
 class RandomFeatures(nn.Module):
-    """A fixed-seed random convolutional network: clips (B, C, ...) -> (B, 128), means and spreads of its 64 channels."""
+    """A fixed-seed random convolutional network: clips (B, C, ...) -> (B, 128), means and spreads of its 64
+    channels.
+    """
 
     def __init__(self, channels: int, dims: int):
         super().__init__()
         conv = nn.Conv3d if dims == 3 else nn.Conv2d
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.net = nn.Sequential(conv(channels, 32, 4, 2), nn.SiLU(), conv(32, 64, 4, 2), nn.SiLU(), conv(64, 64, 2))
+            self.net = nn.Sequential(
+                conv(channels, 32, 4, 2), nn.SiLU(), conv(32, 64, 4, 2), nn.SiLU(), conv(64, 64, 2)
+            )
             for layer in self.net[::2]:
                 nn.init.kaiming_normal_(layer.weight)  # keeps the features' scale from layer to layer
         self.requires_grad_(False)
@@ -70,7 +75,9 @@ def quantised(video: Tensor) -> Tensor:
     return media.to_video(media.to_frames(video))
 
 
-def generate(models: tuple, shapes: tuple, args: argparse.Namespace, weight: float, name: str) -> tuple[Tensor, Tensor, float]:
+def generate(
+    models: tuple, shapes: tuple, args: argparse.Namespace, weight: float, name: str
+) -> tuple[Tensor, Tensor, float]:
     """n clips in batches, and the seconds that one took."""
     start, parts, generator = time.time(), [], torch.Generator().manual_seed(args.seed)
     for first in tqdm(range(0, args.n, BATCH), desc=name):
@@ -91,13 +98,14 @@ def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str)
             t = torch.full((len(v0),), level, device=device)
             eps = [torch.randn(x.shape, generator=generator).to(device) for x in (v0, a0)]
             vt, at = (sde.perturb(x.to(device), t, e).requires_grad_() for x, e in zip((v0, a0), eps, strict=True))
-            logits = discriminator.parts(vt, at, t)
-            residual = residual_noise(sum(logits), vt, at, t, sde)
+            v, a, repair = discriminator.encode(vt, at, t)
+            pair = discriminator.pair(v, a, t)
+            residual = residual_noise(pair + repair, vt, at, t, sde)
             with torch.no_grad():
-                shuffled = discriminator.parts(vt, at.roll(1, 0), t)[0]
+                shuffled = discriminator.pair(v, a.roll(1, 0), t)
                 base = video_model(vt, t), audio_model(at, t)
-            row = {"accuracy": ((logits[0] > 0).float() + (shuffled <= 0).float()) / 2, "pair_real": logits[0]}
-            row |= {"pair_shuffled": shuffled, "bce": F.softplus(-logits[0]) + F.softplus(shuffled)}
+            row = {"accuracy": ((pair > 0).float() + (shuffled <= 0).float()) / 2, "pair_real": pair}
+            row |= {"pair_shuffled": shuffled, "bce": F.softplus(-pair) + F.softplus(shuffled)}
             for name, e, b, r in zip(("video", "audio"), eps, base, residual, strict=True):
                 missing = (e - b).flatten(1)
                 r = r.flatten(1)
@@ -122,8 +130,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=SOLVERS, default="dpm++2m", help="(default %(default)s)")
     parser.add_argument("--weight", type=float, default=1.0, help="of the guidance (default %(default)s)")
-    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="folder with model.pt, video.pt, audio.pt")
-    parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only: no hits to see)")
+    parser.add_argument(
+        "--run", type=Path, default=checkpoint.PRETRAINED, help="folder with model.pt, video.pt, audio.pt"
+    )
+    parser.add_argument(
+        "--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only: no hits to see)"
+    )
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
@@ -164,28 +176,48 @@ def main(argv: list[str] | None = None) -> None:
             row["alignment"] = (product[name] - product["shuffled"]) / (product["real"] - product["shuffled"])
     levels = by_level(models, (video, audio), args.seed, args.device)
     report = {
-        "n": args.n, "steps": args.steps, "solver": args.solver, "weight": args.weight, "seed": args.seed, "systems": systems,
+        **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
+        "systems": systems,
         "parameters": {
             kind: sum(p.numel() for p in model.parameters())
             for kind, model in zip(("video", "audio", "discriminator"), models, strict=True)
         },
         "mutual_information_nats": next(row["pair_real"] for row in levels if row["t"] == INFORMATION_LEVEL),
         "levels": levels,
-    }  # fmt: skip
+    }
     save_json(args.out / "report.json", report)
     shown = min(8, args.n)
     for name in ("guided", "independent"):
-        figures.save_sheet(args.out / f"{name}.png", *(x[:shown] for x in clips[name][:2]), [f"{name} {k}" for k in range(shown)])
+        figures.save_sheet(
+            args.out / f"{name}.png", *(x[:shown] for x in clips[name][:2]), [f"{name} {k}" for k in range(shown)]
+        )
     print_table(report)
     print(f"report.json, guided.png and independent.png are in {args.out}")
 
 
 def print_table(report: dict) -> None:
-    columns = ("hit_f1", "pitch_accuracy", "alignment", "onset_error_ms", "video_frechet", "audio_frechet", "seconds_per_clip")
+    columns = (
+        "hit_f1",
+        "pitch_accuracy",
+        "alignment",
+        "onset_error_ms",
+        "video_frechet",
+        "audio_frechet",
+        "seconds_per_clip",
+    )
     print(f"{'':12}" + "".join(f"{name:>17}" for name in columns))
     for system, row in report["systems"].items():
         print(f"{system:12}" + "".join(f"{'':>17}" if row[c] is None else f"{row[c]:17.4f}" for c in columns))
-    columns = ("t", "accuracy", "bce", "pair_real", "video_explained", "audio_explained", "video_cosine", "audio_cosine")
+    columns = (
+        "t",
+        "accuracy",
+        "bce",
+        "pair_real",
+        "video_explained",
+        "audio_explained",
+        "video_cosine",
+        "audio_cosine",
+    )
     print("".join(f"{name:>16}" for name in columns))
     for row in report["levels"]:
         print("".join(f"{row[c]:16.4f}" for c in columns))

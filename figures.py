@@ -17,12 +17,18 @@ import matplotlib.pyplot as plt  # noqa: E402, the backend is chosen first: serv
 
 
 def save_sheet(path: Path, video: Tensor | None, audio: Tensor | None, titles: list[str] | None = None) -> None:
-    """Per clip a strip of its frames over its spectrogram, on one time axis; video (B, 3, T, H, W), audio (B, 1, n_mels, L)."""
+    """Per clip a strip of its frames over its spectrogram, on one time axis; video (B, 3, T, H, W), audio (B, 1,
+    n_mels, L).
+    """
     kinds = [x for x in (video, audio) if x is not None]
     clips, rows = len(kinds[0]), len(kinds)
     ratios = ([1.0] if video is not None else []) + ([1.4] if audio is not None else [])
     figure, axes = plt.subplots(
-        clips * rows, 1, figsize=(12, 1.05 * clips * sum(ratios)), squeeze=False, gridspec_kw={"height_ratios": ratios * clips}
+        clips * rows,
+        1,
+        figsize=(12, 1.05 * clips * sum(ratios)),
+        squeeze=False,
+        gridspec_kw={"height_ratios": ratios * clips},
     )
     axes = iter(axes[:, 0])
     for clip in range(clips):
@@ -57,7 +63,11 @@ def save_curves(path: Path, history: list[dict]) -> None:
         top.plot([e["step"] for e in entries], [e["loss"][name] for e in entries])
         top.set(title=name, xlabel="step")
         level = entries[-1]["levels"][name]
-        bottom.plot([(b + 0.5) / len(level) for b in range(len(level))], [v if v is not None else float("nan") for v in level], "o-")
+        bottom.plot(
+            [(b + 0.5) / len(level) for b in range(len(level))],
+            [v if v is not None else float("nan") for v in level],
+            "o-",
+        )
         bottom.set(xlabel="t, at the last step")
         if min(e["loss"][name] for e in entries) > 0 and name != "correct":
             top.set_yscale("log")

@@ -2,8 +2,9 @@
 
     eps_joint = eps_base + w * r,   r = -sigma_t grad L(v_t, a_t, t)          (Hayakawa et al. 2025, eq. 8)
 
-`JointEps` is that line; the solvers below see only a function (states, t) -> eps per state and know nothing of guidance.
-Weight 1 is the exact joint; larger weights trade diversity for alignment; weight 0 is the base models, bit for bit.
+`JointEps` is that line; the solvers below see only a function (states, t) -> eps per state and know nothing of
+guidance. Weight 1 is the exact joint; larger weights trade diversity for alignment; weight 0 is the base models, bit
+for bit.
 
 Used by sample.py, evaluate.py, train.py (previews) and toy/run.py.
 """
@@ -23,10 +24,11 @@ States = tuple[Tensor, ...]
 class JointEps:
     """(states (v_t, a_t), t (B,)) -> (eps_v, eps_a): one base call a modality, one discriminator forward and backward.
 
-    `weight` is one number or a pair (video, audio). Where `given` holds a clean modality instead of None, that modality is
-    not generated: its state is the given clip noised to level t, drawn anew at each call, and its base model is not
-    called. Conditioning on v_t in place of v_0 only approximates p(a | v): on the Gaussian pair of toy/ with rho = 0.8 and
-    50 steps of ddpm, the mean of y given x comes out at 0.6 of its exact value, with dpm++2m at 0.43.
+    `weight` is one number or a pair (video, audio). Where `given` holds a clean modality instead of None, that
+    modality is not generated: its state is the given clip noised to level t, drawn anew at each call, and its base
+    model is not called. Conditioning on v_t in place of v_0 only approximates p(a | v): on the Gaussian pair of toy/
+    with rho = 0.8 and 50 steps of ddpm, the mean of y given x comes out at 0.6 of its exact value, with dpm++2m at
+    0.43.
     """
 
     def __init__(
@@ -69,8 +71,8 @@ def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def time_grid(steps: int, sde: VPSDE) -> Tensor:
     """t_0 = 1 > ... > t_steps = t_min, uniform in sqrt(t) (float64).
 
-    On the Gaussian pair of toy/, at 25 steps of dpm++2m, the covariance is off by 0.006 on this grid, by 0.12 on one uniform
-    in t and by 0.017 on one uniform in log-SNR (tests/test_guidance.py).
+    On the Gaussian pair of toy/, at 25 steps of dpm++2m, the covariance is off by 0.006 on this grid, by 0.12 on one
+    uniform in t and by 0.017 on one uniform in log-SNR (tests/test_guidance.py).
     """
     return torch.linspace(1, sde.t_min**0.5, steps + 1, dtype=torch.float64) ** 2
 
@@ -86,8 +88,9 @@ def denoise(
     """Carry states from t = 1 to t_min, one call of eps_model a step; yields the states after each step.
 
     ddim      x_s = alpha_s x0 + sigma_s eps                                    (Song et al. 2021, 2010.02502 eq. 12)
-    dpm++2m   the same in lambda = log alpha/sigma, x0 extrapolated from the last two (Lu et al. 2022, 2211.01095 alg. 2)
-    ddpm      x_s ~ q(x_s | x_t, x0), the ancestral step                        (Ho et al. 2020, 2006.11239 eq. 6 and 7)
+    dpm++2m   the same in lambda = log alpha/sigma, x0 extrapolated from the last two (Lu et al. 2022, 2211.01095 alg.
+    2) ddpm      x_s ~ q(x_s | x_t, x0), the ancestral step                        (Ho et al. 2020, 2006.11239 eq. 6
+    and 7)
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
@@ -139,6 +142,5 @@ def sample(
     given = (given_video, given_audio)
     states = tuple(sde.prior(shape, generator, device) for shape in (video_shape, audio_shape))
     eps_model = JointEps(video_model, audio_model, discriminator, weight, given, generator)
-    for states in denoise(eps_model, states, sde, steps, solver, generator):  # noqa: B020, the last states are the draw
-        pass
+    *_, states = denoise(eps_model, states, sde, steps, solver, generator)
     return tuple(x if known is None else known for x, known in zip(states, given, strict=True))

@@ -1,8 +1,8 @@
 """Seeing and hearing the hits of the Xylophone world, and matching one against the other.
 
-A hit is (time in s, bar, strength). In the picture a struck bar lights up; the frame says which eighth of a second, and the
-ball's fall, h(s) = h1 - v s - g/2 s^2 from the last frame before the impact, says when within it. In the spectrogram a hit
-is a sudden gain in amplitude, whose shape over the mel bands is compared with each bar's own note.
+A hit is (time in s, bar, strength). In the picture a struck bar lights up; the frame says which eighth of a second,
+and the ball's fall, h(s) = h1 - v s - g/2 s^2 from the last frame before the impact, says when within it. In the
+spectrogram a hit is a sudden gain in amplitude, whose shape over the mel bands is compared with each bar's own note.
 
     hit_f1 = 2 matches / (hits seen + hits heard)     matches: one to one, at most one video frame apart
     pitch_accuracy = share of matches whose bars agree
@@ -44,7 +44,9 @@ def see(video: Tensor, fps: int = 8) -> list[list[Hit]]:
 
 
 def ball_height(picture: Tensor) -> Tensor:
-    """Height (B, T) of the ball above contact, in picture heights: the centroid of ball-coloured pixels above the bars."""
+    """Height (B, T) of the ball above contact, in picture heights: the centroid of ball-coloured pixels above the
+    bars.
+    """
     background, ball = (torch.tensor(c).float() / 255 for c in (data.BACKGROUND, data.BALL))
     towards = (ball - background) / (ball - background).square().sum()
     cover = torch.einsum("bcthw,c->bthw", picture - background[:, None, None, None], towards)
@@ -58,7 +60,9 @@ def ball_height(picture: Tensor) -> Tensor:
 
 
 def fall_time(ball: Tensor, k: int, step: float) -> float:
-    """Seconds from frame k to the impact before frame k + 1, from the heights at frames k - 1 and k: h1 = v s + g/2 s^2."""
+    """Seconds from frame k to the impact before frame k + 1, from the heights at frames k - 1 and k: h1 = v s + g/2
+    s^2.
+    """
     if k == 0:
         return step / 2
     g, h1 = data.GRAVITY, ball[k].item()

@@ -30,7 +30,9 @@ FLOOR_DB = -60.0
 
 @functools.cache
 def mel_filters() -> Tensor:
-    """Triangular filters, evenly spaced on the mel scale 2595 log10(1 + f / 700), each with unit peak: (n_mels, bins)."""
+    """Triangular filters, evenly spaced on the mel scale 2595 log10(1 + f / 700), each with unit peak: (n_mels,
+    bins).
+    """
     frequencies = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
     top = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(2595 * math.log10(1 + 60 / 700), top, N_MELS + 2) / 2595) - 1)
@@ -106,7 +108,9 @@ def save_wav(path: Path, waveform: Tensor) -> None:
 
 
 def save_mp4(path: Path, frames: Tensor, waveform: Tensor, fps: Fraction | int, scale: int = 8) -> None:
-    """Frames uint8 (T, H, W, 3), enlarged `scale` times with sharp pixels, and waveform (samples,): H.264 and AAC in one file."""
+    """Frames uint8 (T, H, W, 3), enlarged `scale` times with sharp pixels, and waveform (samples,): H.264 and AAC in
+    one file.
+    """
     height, width = frames.shape[1] * scale, frames.shape[2] * scale
     picture = frames.repeat_interleave(scale, 1).repeat_interleave(scale, 2).contiguous().numpy()
     with atomic(path) as temporary, av.open(str(temporary), "w", options={"movflags": "faststart"}) as container:
@@ -126,11 +130,12 @@ def save_mp4(path: Path, frames: Tensor, waveform: Tensor, fps: Fraction | int, 
 
 
 def read_clip(path: Path, fps: float, size: int, seconds: float | None = None) -> tuple[Tensor, Tensor]:
-    """A media file as frames uint8 (T, size, size, 3) at `fps` and waveform (samples,) at SAMPLE_RATE, from one common zero.
+    """A media file as frames uint8 (T, size, size, 3) at `fps` and waveform (samples,) at SAMPLE_RATE, from one
+    common zero.
 
-    Frame k is the picture on screen at time k / fps; sound and picture both start where the later of the two starts, and
-    the shorter ends them. The largest centred square is cut from each picture. `seconds` stops reading early. Raises
-    ValueError, in one line, on a file that cannot be read, has no sound, or no picture.
+    Frame k is the picture on screen at time k / fps; sound and picture both start where the later of the two starts,
+    and the shorter ends them. The largest centred square is cut from each picture. `seconds` stops reading early.
+    Raises ValueError, in one line, on a file that cannot be read, has no sound, or no picture.
     """
     try:
         with av.open(str(path)) as container:
@@ -147,10 +152,8 @@ def read_clip(path: Path, fps: float, size: int, seconds: float | None = None) -
                     if isinstance(frame, av.VideoFrame):
                         if seconds is None or frame.time <= seconds:
                             side = min(frame.width, frame.height)
-                            whole = frame.reformat(
-                                width=max(1, round(frame.width * size / side)), height=max(1, round(frame.height * size / side)),
-                                format="rgb24", interpolation="AREA",
-                            ).to_ndarray()  # fmt: skip
+                            width, height = (max(1, round(n * size / side)) for n in (frame.width, frame.height))
+                            whole = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
                             top, left = (whole.shape[0] - size) // 2, (whole.shape[1] - size) // 2
                             shown.append(frame.time)
                             pictures.append(whole[top : top + size, left : left + size])
@@ -166,7 +169,9 @@ def read_clip(path: Path, fps: float, size: int, seconds: float | None = None) -
     times = np.asarray(shown)[order]
     sound = np.concatenate(blocks)
     start = max(times[0], heard)
-    length = min(times[-1] + np.median(np.diff(times)) if len(times) > 1 else 0, heard + len(sound) / SAMPLE_RATE) - start
+    length = (
+        min(times[-1] + np.median(np.diff(times)) if len(times) > 1 else 0, heard + len(sound) / SAMPLE_RATE) - start
+    )
     wanted = start + np.arange(int(length * fps + 1e-6)) / fps
     rows = order[np.clip(np.searchsorted(times, wanted + 1e-6, side="right") - 1, 0, None)]
     first = round((start - heard) * SAMPLE_RATE)

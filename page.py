@@ -42,13 +42,12 @@ def save_page(path: Path, title: str, summary: str, clips: list[dict[str, dict[s
     rows = []
     for clip in clips:
         figures = [
-            FIGURE.substitute(
-                {key: html.escape(value, quote=True) for key, value in {**files, "label": label}.items()}
-            )
+            FIGURE.substitute({key: html.escape(value, quote=True) for key, value in {**files, "label": label}.items()})
             for label, files in clip.items()
         ]
         rows.append('<div class="clip">\n' + "\n".join(figures) + "\n</div>")
     with atomic(path) as temporary:
         temporary.write_text(
-            PAGE.substitute(title=html.escape(title), summary=html.escape(summary), rows="\n".join(rows)), encoding="utf-8"
+            PAGE.substitute(title=html.escape(title), summary=html.escape(summary), rows="\n".join(rows)),
+            encoding="utf-8",
         )

@@ -59,10 +59,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=SOLVERS, default="dpm++2m", help="(default %(default)s)")
-    parser.add_argument("--weight", type=float, default=1.0, help="of the guidance; 1 is the exact joint (default %(default)s)")
+    parser.add_argument(
+        "--weight", type=float, default=1.0, help="of the guidance; 1 is the exact joint (default %(default)s)"
+    )
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, one modality of which is kept")
     parser.add_argument("--keep", choices=("audio", "video"), help="the modality of --given to keep")
-    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="folder with model.pt, video.pt, audio.pt")
+    parser.add_argument(
+        "--run", type=Path, default=checkpoint.PRETRAINED, help="folder with model.pt, video.pt, audio.pt"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("samples"))
@@ -78,7 +82,9 @@ def main(argv: list[str] | None = None) -> None:
     given = {}
     if args.given:
         video, audio = given_clip(args.given, args.n)
-        given = {"given_video": video.to(args.device)} if args.keep == "video" else {"given_audio": audio.to(args.device)}
+        given = (
+            {"given_video": video.to(args.device)} if args.keep == "video" else {"given_audio": audio.to(args.device)}
+        )
     clips, agreements = {}, {}
     for system, weight in (("guided", args.weight), ("independent", 0.0)):
         print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
@@ -97,8 +103,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = [dict(zip(clips, files, strict=True)) for files in zip(*clips.values(), strict=True)]
     found = {name: a["hit_f1"] * a["pitch_accuracy"] for name, a in agreements.items()}
     summary = (
-        f"Left: guided by the discriminator. Right: the same noise, the two base models each on their own. Hits seen and heard "
-        f"at the same time and on the same bar: {found['guided']:.0%} guided, {found['independent']:.0%} independent."
+        "Left: guided by the discriminator. Right: the same noise, the two base models each on their own. "
+        f"Hits seen and heard at the same time and on the same bar: {found['guided']:.0%} guided, "
+        f"{found['independent']:.0%} independent."
     )
     save_page(args.out / "index.html", "Sound that belongs to the picture", summary, rows)
     base_calls = args.steps * (1 if args.given else 2)

@@ -6,8 +6,9 @@
     python train.py discriminator --data FOLDER   the same on a folder of your own clips
     python train.py --resume runs/discriminator   go on where a run stopped (Ctrl-C saves)
 
-Base models minimise |x0_hat(x_t, t) - x_0|^2 / sigma_t^2; the discriminator minimises discriminator_loss (discriminator.py), first its
-cross-entropy alone, which is cheap and finds the pairing, then with the noise loss, which makes its gradient right.
+Base models minimise |x0_hat(x_t, t) - x_0|^2 / sigma_t^2; the discriminator minimises discriminator_loss
+(discriminator.py), first its cross-entropy alone, which is cheap and finds the pairing, then with the noise loss,
+which makes its gradient right.
 """
 
 import argparse
@@ -34,7 +35,8 @@ DEFAULTS = {  # what was used for the shipped weights, on 2 cores
     "discriminator": {"minutes": 18.0, "batch": 32, "lr": 1e-3},
 }
 LEVELS = 10  # noise-level bins of the report
-LEVEL_MEAN, LEVEL_SPREAD = -0.4, 1.1  # of logit t, where the discriminator trains
+LEVEL_MEAN, LEVEL_SPREAD = 0.0, 0.9  # of logit t, where the discriminator trains
+GROUP = 4  # clips that share a noise level: each is told from the three others
 FAKES = 1024  # pairs drawn from the base models for --fakes generated
 
 
@@ -45,7 +47,7 @@ def levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
 
 
 def discriminator_levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
-    """n noise levels for the discriminator, logit-normal: nine in ten between 0.1 and 0.8, where hits are decided.
+    """n noise levels for the discriminator, logit-normal: nine in ten between 0.2 and 0.8, where hits are decided.
 
     Below, the clips are settled; above, there is nothing to tell. Stratified like `levels`.
     """
@@ -56,8 +58,8 @@ def discriminator_levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tens
 def base_loss(network: nn.Module, sde: VPSDE, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, dict, Tensor]:
     """E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2, a mean over elements; returns loss, parts per sample and t (B,).
 
-    The weight makes it the error of v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, 2202.00512): neither the fine detail
-    at small t nor the layout at large t, where it is decided when hits happen, is drowned by the other.
+    The weight makes it the error of v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, 2202.00512): neither the fine
+    detail at small t nor the layout at large t, where it is decided when hits happen, is drowned by the other.
     """
     t = levels(len(x0), sde, generator).to(x0.device)
     eps = torch.randn(x0.shape, generator=generator).to(x0.device)
@@ -86,7 +88,9 @@ class Fast(nn.Module):
 
 
 class Interrupt:
-    """Turns the first Ctrl-C (or a SIGTERM) into a flag, so that a step is finished and saved; a second one stops at once."""
+    """Turns the first Ctrl-C (or a SIGTERM) into a flag, so that a step is finished and saved; a second one stops at
+    once.
+    """
 
     def __enter__(self) -> "Interrupt":
         self.asked = False
@@ -114,7 +118,9 @@ def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: flo
         ema[name].lerp_(value, 1 - decay)
 
 
-def make_loss(args: argparse.Namespace, network: nn.Module, world, sde: VPSDE, generator: torch.Generator, bases: tuple):
+def make_loss(
+    args: argparse.Namespace, network: nn.Module, world, sde: VPSDE, generator: torch.Generator, bases: tuple
+):
     """step(progress) -> (loss, parts per sample, t): one batch drawn, perturbed and judged."""
     device = torch.device(args.device)
 
@@ -124,16 +130,15 @@ def make_loss(args: argparse.Namespace, network: nn.Module, world, sde: VPSDE, g
 
     def discriminator_step(progress: float):
         real = [x.to(device) for x in world.batch(args.batch, generator)]
-        if args.fakes == "shuffled":
-            fake = [real[0], real[1].roll(1, 0)]
-        else:
+        generated = None
+        if args.fakes == "generated":
             rows = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)
-            fake = [x[rows].to(device) for x in fake_pool]
-        t = discriminator_levels(args.batch, sde, generator).to(device)
+            generated = [x[rows].to(device) for x in fake_pool]
+        t = discriminator_levels(args.batch // GROUP, sde, generator).repeat_interleave(GROUP).to(device)
         # sigma^2: at small t base models err in every pixel, which says nothing of the pairing and would drown the rest
         noise_weight = args.noise_weight * sde.marginal(t)[1] ** 2 if progress >= args.warmup else 0.0
         loss, parts = discriminator_loss(
-            network, *bases, real, fake, t, generator, args.bce_weight, noise_weight, args.fakes
+            network, *bases, real, t, generator, args.bce_weight, noise_weight, GROUP, generated
         )
         return loss, parts, t
 
@@ -157,7 +162,9 @@ def generated_fakes(args: argparse.Namespace, world, bases: tuple) -> tuple[Tens
     return state["video"], state["audio"]
 
 
-def preview(path: Path, args: argparse.Namespace, network: nn.Module, ema: dict, world, sde: VPSDE, bases: tuple) -> None:
+def preview(
+    path: Path, args: argparse.Namespace, network: nn.Module, ema: dict, world, sde: VPSDE, bases: tuple
+) -> None:
     """A sheet of four samples from the EMA weights so far."""
     averaged = checkpoint.NETWORKS[args.model]().to(args.device)
     averaged.load_state_dict(ema)
@@ -213,7 +220,9 @@ def train(args: argparse.Namespace) -> None:
     for kind in ("video", "audio") if bases else ():
         checkpoint.save(out / f"{kind}.pt", checkpoint.load(args.bases / f"{kind}.pt"))
     start, saved, window = time.time() - run["seconds"], time.time(), []
-    bar = tqdm(total=1000, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}", desc=args.model)
+    bar = tqdm(
+        total=1000, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}", desc=args.model
+    )
     with Interrupt() as interrupt, bar:
         while not interrupt.asked and (progress := progress_of(run, args)) < 1:
             for group in optimizer.param_groups:
@@ -261,7 +270,9 @@ def average(window: list, step: int) -> dict:
         values = torch.cat([parts[name] if name in parts else torch.full_like(t, torch.nan) for parts, t in window])
         bins = (t * LEVELS).long().clamp(max=LEVELS - 1)
         entry["loss"][name] = values.nanmean().item()
-        entry["levels"][name] = [v if math.isfinite(v := values[bins == b].nanmean().item()) else None for b in range(LEVELS)]
+        entry["levels"][name] = [
+            v if math.isfinite(v := values[bins == b].nanmean().item()) else None for b in range(LEVELS)
+        ]
     return entry
 
 
@@ -271,12 +282,19 @@ def summary(run: dict) -> dict:
 
     last = run["history"][-max(1, len(run["history"]) // 10) :]
     mean = lambda values: sum(values) / len(values) if values else None  # noqa: E731
-    report = {"steps": run["step"], "seconds": run["seconds"], "steps_per_second": run["step"] / max(run["seconds"], 1e-9)}
+    report = {
+        "steps": run["step"],
+        "seconds": run["seconds"],
+        "steps_per_second": run["step"] / max(run["seconds"], 1e-9),
+    }
     report["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     names = last[-1]["loss"] if last else ()
     report["loss"] = {k: mean([h["loss"][k] for h in last if k in h["loss"]]) for k in names}
     report["levels"] = {
-        k: [mean([h["levels"][k][b] for h in last if h["levels"].get(k, [None] * LEVELS)[b] is not None]) for b in range(LEVELS)]
+        k: [
+            mean([h["levels"][k][b] for h in last if h["levels"].get(k, [None] * LEVELS)[b] is not None])
+            for b in range(LEVELS)
+        ]
         for k in names
     }
     return report
@@ -296,16 +314,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", nargs="?", choices=tuple(DEFAULTS), default="discriminator")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips")
     parser.add_argument("--steps", type=int, help="train this many steps; repeats exactly on the same machine")
-    parser.add_argument("--minutes", type=float, help="or train this long (default: 75 for a base, 18 for the discriminator)")
+    parser.add_argument(
+        "--minutes", type=float, help="or train this long (default: 75 for a base, 18 for the discriminator)"
+    )
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its own options")
     parser.add_argument("--batch", type=int, help="clips a step (default 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3)")
     parser.add_argument("--bce-weight", type=float, default=1.0)
     parser.add_argument("--noise-weight", type=float, default=0.5)
-    parser.add_argument("--warmup", type=float, default=0.4, help="share of the run on cross-entropy alone (default %(default)s)")
+    parser.add_argument(
+        "--warmup", type=float, default=0.4, help="share of the run on cross-entropy alone (default %(default)s)"
+    )
     parser.add_argument("--fakes", choices=("shuffled", "generated"), default="shuffled")
     parser.add_argument("--bases", type=Path, default=checkpoint.PRETRAINED, help="folder with video.pt and audio.pt")
-    parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints (default %(default)s)")
+    parser.add_argument(
+        "--save-minutes", type=float, default=5.0, help="time between checkpoints (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="run folder (default runs/MODEL)")
@@ -320,8 +344,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.out = args.out or Path("runs") / args.model
-    if args.batch < 2 or (args.steps is not None and args.steps < 1) or args.minutes <= 0:
-        parser.error("--batch must be at least 2, --steps at least 1 and --minutes above 0")
+    if args.batch % GROUP:
+        parser.error(f"--batch must be a multiple of {GROUP}")
+    if args.batch < 1 or (args.steps is not None and args.steps < 1) or args.minutes <= 0:
+        parser.error("--batch and --steps at least 1 and --minutes above 0")
     return args
 
 

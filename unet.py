@@ -5,9 +5,9 @@ over time at the lowest, where a whole clip is a few dozen positions. They retur
 
     x0_hat = c x_t / alpha_t + (1 - c) body(x_t, t),    c = s^2 / (s^2 + (sigma_t / alpha_t)^2),  s = 0.1
 
-the preconditioning of Karras et al. 2022 (2206.00364, eq. 7): where the noise is weaker than s, which is about as fine as a
-small network sees, the noisy clip itself is the better guess. Wrapped in FrozenModel(network, sde, prediction="x0"). You
-need not read this file to understand the method.
+the preconditioning of Karras et al. 2022 (2206.00364, eq. 7): where the noise is weaker than s, which is about as
+fine as a small network sees, the noisy clip itself is the better guess. Wrapped in FrozenModel(network, sde,
+prediction="x0"). You need not read this file to understand the method.
 
 Used by train.py to make the base models, and by sample.py and evaluate.py to load them.
 """
@@ -24,7 +24,8 @@ SKIP_SCALE = 0.1
 class ResBlock(nn.Module):
     """x + conv(SiLU(scale(t) * norm(conv(SiLU(norm(x)))) + shift(t))), with a conv over time in the middle for video.
 
-    Video is (B, T, C, H, W) here and folds T into the batch for its spatial convs; audio is (B, 1, C, H, W), one "frame".
+    Video is (B, T, C, H, W) here and folds T into the batch for its spatial convs; audio is (B, 1, C, H, W), one
+    "frame".
     """
 
     def __init__(self, channels_in: int, channels: int, embedding: int, temporal: bool):
@@ -58,7 +59,9 @@ class TimeAttention(nn.Module):
         self.into, self.out = nn.Linear(features, width), nn.Linear(width, features)
         self.norm = nn.LayerNorm(width)
         self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
         nn.init.zeros_(self.out.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -71,7 +74,9 @@ class TimeAttention(nn.Module):
 class UNet(nn.Module):
     """The body that both share: (B, T, C_in, H, W) -> the same shape, at resolutions 1, 1/2 and 1/4 of H and W."""
 
-    def __init__(self, channels_in: int, widths: tuple, bottom: tuple, steps: int, temporal: bool, embedding: int = 128):
+    def __init__(
+        self, channels_in: int, widths: tuple, bottom: tuple, steps: int, temporal: bool, embedding: int = 128
+    ):
         super().__init__()
         a, b, c = widths
         self.time = TimeFeatures(embedding)

@@ -1,4 +1,6 @@
-"""The clip-folder path on real files: a flash and a click at a known time, and every way in which a file can be unfit."""
+"""The clip-folder path on real files: a flash and a click at a known time, and every way in which a file can be
+unfit.
+"""
 
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +16,9 @@ from clips import ClipFolder
 FLASH = 1.25  # seconds
 
 
-def write(path: Path, fps, rate: int, seconds: float = 2.5, size=(64, 48), channels: int = 1, codecs=("libx264", "aac")):
+def write(
+    path: Path, fps, rate: int, seconds: float = 2.5, size=(64, 48), channels: int = 1, codecs=("libx264", "aac")
+):
     """A dark film that turns white at FLASH, with a click at the same time; `codecs` None leaves a stream out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:

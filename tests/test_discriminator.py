@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from discriminator import JointDiscriminator, discriminator_loss, mirrored_noise, residual_noise
+from discriminator import JointDiscriminator, discriminator_loss, mirrored_noise, residual_noise, shuffled
 from score import VPSDE, FrozenModel
 from toy.run import TinyDiscriminator
 from toy.target import ExactEps, gaussian
@@ -20,9 +20,11 @@ class ExactRatio(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
 
-    def parts(self, x, y, t):
-        pair = self.scale * TARGET.log_ratio(torch.cat([x, y], dim=1), t)
-        return pair, torch.zeros_like(pair), torch.zeros_like(pair)
+    def encode(self, x, y, t):
+        return x, y, torch.zeros_like(t)
+
+    def pair(self, x, y, t):
+        return self.scale * TARGET.log_ratio(torch.cat([x, y], dim=1), t)
 
 
 def mixed_derivative(logit, v, a):
@@ -37,16 +39,18 @@ def test_joint_discriminator_interacts(generator):
     v = torch.randn(2, 3, 16, 32, 32, generator=generator, dtype=torch.float64, requires_grad=True)
     a = torch.randn(2, 1, 64, 128, generator=generator, dtype=torch.float64, requires_grad=True)
     t = torch.tensor([0.1, 0.5], dtype=torch.float64)
-    pair, repair_v, repair_a = network.parts(v, a, t)
+    feature_v, feature_a, repair = network.encode(v, a, t)
+    pair = network.pair(feature_v, feature_a, t)
     assert mixed_derivative(pair, v, a).abs().max() > 1e-8
-    assert_close(network(v, a, t), pair + repair_v + repair_a)
+    assert_close(network(v, a, t), pair + repair)
 
 
 def test_repairs_and_the_additive_form_do_not_interact(generator):
     v = torch.randn(2, 3, 16, 32, 32, generator=generator, requires_grad=True)
     a = torch.randn(2, 1, 64, 128, generator=generator, requires_grad=True)
-    _, repair_v, repair_a = JointDiscriminator().parts(v, a, torch.tensor([0.1, 0.5]))
-    assert mixed_derivative(repair_v + repair_a, v, a).abs().max() == 0
+    _, _, repair = JointDiscriminator().encode(v, a, torch.tensor([0.1, 0.5]))
+    assert torch.autograd.grad(repair.sum(), v, retain_graph=True)[0].abs().max() > 0
+    assert mixed_derivative(repair, v, a).abs().max() == 0
     x, y = (torch.randn(5, 1, generator=generator, requires_grad=True) for _ in range(2))
     t = torch.full((5,), 0.2)
     assert mixed_derivative(TinyDiscriminator(additive=True)(x, y, t), x, y).abs().max() == 0
@@ -66,9 +70,8 @@ def loss_at(scale: float, bce_weight: float, noise_weight: float, n: int = 50_00
     generator, network = torch.Generator().manual_seed(0), ExactRatio()
     network.scale.data.fill_(scale)
     x, y = TARGET.sample(n, generator).double().split(1, dim=1)
-    t = torch.rand(n, generator=generator, dtype=torch.float64) * 0.5 + 0.01
-    pairs = (x, y), (x, y.roll(1, 0))
-    return discriminator_loss(network, *BASES, *pairs, t, generator, bce_weight, noise_weight)[0].item()
+    t = torch.rand(n // 4, generator=generator, dtype=torch.float64).repeat_interleave(4) * 0.5 + 0.01
+    return discriminator_loss(network, *BASES, (x, y), t, generator, bce_weight, noise_weight, 4)[0].item()
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
@@ -79,11 +82,13 @@ def test_each_loss_is_least_at_the_true_log_ratio(weights):
 
 
 def test_noise_loss_at_the_optimum_is_the_closed_form_posterior_variance():
-    """Joint: E|eps - E[eps | z_t]|^2 = 2 - sigma^2 tr S^-1, S = [[1, r], [r, 1]], r = alpha^2 rho; base: 2 - 2 sigma^2."""
+    """Joint: E|eps - E[eps | z_t]|^2 = 2 - sigma^2 tr S^-1, S = [[1, r], [r, 1]], r = alpha^2 rho; base: 2 - 2
+    sigma^2.
+    """
     generator, n, level = torch.Generator().manual_seed(0), 400_000, 0.3
     x, y = TARGET.sample(n, generator).double().split(1, dim=1)
     t = torch.full((n,), level, dtype=torch.float64)
-    _, parts = discriminator_loss(ExactRatio(), *BASES, (x, y), (x, y), t, generator)
+    _, parts = discriminator_loss(ExactRatio(), *BASES, (x, y), t, generator)
     alpha, sigma = (a.item() for a in SDE.marginal(t[:1]))
     r = alpha**2 * RHO
     assert parts["noise"].mean().item() == pytest.approx(2 - sigma**2 * 2 / (1 - r**2), abs=0.005)
@@ -95,7 +100,7 @@ def test_cross_entropy_of_an_ignorant_discriminator_is_two_ln_two(generator):
     network.scale.data.zero_()
     x, y = TARGET.sample(8, generator).double().split(1, dim=1)
     t = torch.full((8,), 0.3, dtype=torch.float64)
-    loss, parts = discriminator_loss(network, *BASES, (x, y), (x, y), t, generator, noise_weight=0.0)
+    loss, parts = discriminator_loss(network, *BASES, (x, y), t, generator, noise_weight=0.0)
     assert loss.item() == pytest.approx(2 * torch.log(torch.tensor(2.0)).item())
     assert set(parts) == {"bce", "correct"}
 
@@ -106,11 +111,10 @@ def small_case() -> tuple:
     network = TinyDiscriminator(width=8, embedding=8).double()
     generator = torch.Generator().manual_seed(1)
     x, y = TARGET.sample(16, generator).double().split(1, dim=1)
-    t = torch.rand(16, generator=generator, dtype=torch.float64) * 0.8 + 0.05
+    t = torch.rand(8, generator=generator, dtype=torch.float64).repeat_interleave(2) * 0.8 + 0.05
 
-    def loss(fakes: str = "shuffled"):
-        noise = torch.Generator().manual_seed(2)
-        return discriminator_loss(network, *BASES, (x, y), (x, y.roll(1, 0)), t, noise, fakes=fakes)[0]
+    def loss():
+        return discriminator_loss(network, *BASES, (x, y), t, torch.Generator().manual_seed(2))[0]
 
     return network, loss
 
@@ -135,13 +139,41 @@ def test_double_backprop_gradient_matches_finite_differences():
 def test_cross_entropy_on_shuffled_fakes_leaves_the_repairs_alone(generator):
     """With shuffled fakes only `pair` is trained by cross-entropy, with generated ones the whole logit."""
     network = JointDiscriminator()
-    real = torch.randn(2, 3, 16, 32, 32, generator=generator), torch.randn(2, 1, 64, 128, generator=generator)
-    fake = real[0], real[1].roll(1, 0)
-    for fakes, expected in (("shuffled", True), ("generated", False)):
+    real, generated = (
+        (torch.randn(2, 3, 16, 32, 32, generator=generator), torch.randn(2, 1, 64, 128, generator=generator))
+        for _ in range(2)
+    )
+    for fakes in (None, generated):
         network.zero_grad()
-        t = torch.tensor([0.2, 0.4])
-        discriminator_loss(network, *BASES, real, fake, t, generator, noise_weight=0.0, fakes=fakes)[0].backward()
-        assert (network.repair_v[2].weight.grad is None) is expected
+        t = torch.tensor([0.2, 0.2])
+        discriminator_loss(network, *BASES, real, t, generator, noise_weight=0.0, generated=fakes)[0].backward()
+        assert (network.repair_v[2].weight.grad is None) is (fakes is None)
+
+
+def test_shuffled_fakes_pair_each_clip_with_every_other_of_its_group_and_never_with_itself():
+    x = torch.arange(8)
+    partners = torch.stack([shuffled(x, k, 4) for k in range(1, 4)])
+    for clip in range(8):
+        first = clip // 4 * 4
+        assert set(partners[:, clip].tolist()) == set(range(first, first + 4)) - {clip}
+
+
+def test_cross_entropy_equals_one_computed_pair_by_pair():
+    """Against the plain way: every fake pair encoded from its own noisy clips."""
+    network, _ = small_case()
+    x, y = TARGET.sample(8, torch.Generator().manual_seed(3)).double().split(1, dim=1)
+    t = torch.tensor([0.1, 0.4], dtype=torch.float64).repeat_interleave(4)
+    loss, _ = discriminator_loss(
+        network, *BASES, (x, y), t, torch.Generator().manual_seed(4), noise_weight=0.0, group=4
+    )
+    noise = torch.Generator().manual_seed(4)
+    xt, yt = (SDE.perturb(z, t, mirrored_noise(z, noise)) for z in (x, y))
+    total = 0.0
+    for i in range(8):
+        for j in range(i // 4 * 4, i // 4 * 4 + 4):
+            logit = network(xt[i : i + 1], yt[j : j + 1], t[i : i + 1])
+            total += nn.functional.softplus(-logit).item() if i == j else nn.functional.softplus(logit).item() / 3
+    assert loss.item() == pytest.approx(total / 8)
 
 
 def test_mirrored_noise_is_standard_and_mirrored(generator):

@@ -37,7 +37,15 @@ def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys
     evaluate.main(["--n", "4", "--steps", "2", "--run", str(bases), "--out", str(tmp_path)])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["n"] == 4 and report["steps"] == 2
-    keys = {"hit_f1", "pitch_accuracy", "alignment", "onset_error_ms", "video_frechet", "audio_frechet", "seconds_per_clip"}
+    keys = {
+        "hit_f1",
+        "pitch_accuracy",
+        "alignment",
+        "onset_error_ms",
+        "video_frechet",
+        "audio_frechet",
+        "seconds_per_clip",
+    }
     for name in ("real", "shuffled", "independent", "guided"):
         assert keys <= report["systems"][name].keys()
     assert report["systems"]["real"]["alignment"] == 1 and report["systems"]["shuffled"]["alignment"] == 0

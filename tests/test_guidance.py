@@ -21,7 +21,9 @@ class ExactRatio(nn.Module):
 
 
 def output_covariance(solver: str, steps: int, discriminator: nn.Module | None) -> torch.Tensor:
-    """Exact: with Gaussian scores a deterministic run is linear, z_end = M z_start, so the output covariance is M M^T."""
+    """Exact: with Gaussian scores a deterministic run is linear, z_end = M z_start, so the output covariance is M
+    M^T.
+    """
     basis = torch.eye(2, dtype=torch.float64)
     *_, states = denoise(JointEps(*BASES, discriminator), basis.split(1, dim=1), SDE, steps, solver)
     image = torch.cat(states, dim=1)
@@ -77,7 +79,9 @@ def test_ancestral_sampler_reaches_the_joint_covariance():
 
 
 def test_the_last_ancestral_step_has_the_variance_of_the_posterior():
-    """One ddpm step from t to s with the true x0 known leaves N(alpha_s x0, sigma_s^2), whatever t: x0 = 0, x_t = sigma_t eps."""
+    """One ddpm step from t to s with the true x0 known leaves N(alpha_s x0, sigma_s^2), whatever t: x0 = 0, x_t =
+    sigma_t eps.
+    """
     generator = torch.Generator().manual_seed(0)
     steps = denoise(lambda states, t: tuple(x / SDE.marginal(t)[1][:, None] for x in states),
                     (torch.randn(200_000, 1, generator=generator),), SDE, 20, "ddpm", generator)  # fmt: skip

@@ -14,7 +14,9 @@ from figures import plt
 REACH = 2.8
 
 
-def draw_all(out: Path, target, bases: tuple, systems: dict, samples: dict, errors: dict, levels: tuple, joint_score: Callable) -> None:
+def draw_all(
+    out: Path, target, bases: tuple, systems: dict, samples: dict, errors: dict, levels: tuple, joint_score: Callable
+) -> None:
     """scores.png, samples.png and errors.png in `out`."""
     score_fields(out / "scores.png", target, bases, systems["both"], joint_score)
     sample_clouds(out / "samples.png", target, samples)

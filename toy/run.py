@@ -5,9 +5,9 @@
     python toy/run.py --seeds 5             five runs, mean and spread
 
 x and y are two "modalities" with exact base scores. Five systems sample them side by side: base (no guidance) and
-discriminators trained with bce, with the noise loss, with both, and with both in the additive form g(x, t) + h(y, t), which
-cannot know which x goes with which y. Score error, KL and mutual information are measured against exact values. SDE, loss and
-sampler are those of the audio-video model; only the tiny networks live here.
+discriminators trained with bce, with the noise loss, with both, and with both in the additive form g(x, t) + h(y, t),
+which cannot know which x goes with which y. Score error, KL and mutual information are measured against exact values.
+SDE, loss and sampler are those of the audio-video model; only the tiny networks live here.
 """
 
 import argparse
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python toy/run.py` finds the modules it shares
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that `python toy/run.py` finds the modules it shares
 
 from tqdm import tqdm
 
@@ -35,7 +37,7 @@ from toy.target import ExactEps, Mixture, four_modes, gaussian, mutual_informati
 SYSTEMS = ("base", "bce", "noise", "both", "additive")
 LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 SAMPLES, SAMPLE_STEPS = 100_000, 40
-TRAIN_STEPS, BATCH, LR = 2500, 2048, 6e-3
+TRAIN_STEPS, BATCH, LR, GROUP = 2500, 2048, 6e-3, 4
 
 
 class Encoder(nn.Module):
@@ -67,18 +69,19 @@ class TinyDiscriminator(nn.Module):
 
         self.heads = nn.ModuleList([head(), head()] if additive else [head()])
 
-    def parts(self, x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The pair term and, the base scores being exact, no repairs."""
+    def encode(self, x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of x and of y, and no repair: the base scores are exact."""
         embedding = self.time(t)
-        u, v = self.encode_x(x, embedding), self.encode_y(y, embedding)
+        return self.encode_x(x, embedding), self.encode_y(y, embedding), torch.zeros_like(t)
+
+    def pair(self, u: Tensor, v: Tensor, t: Tensor) -> Tensor:
         if self.additive:
-            pair = self.heads[0](u) + self.heads[1](v)
-        else:
-            pair = self.heads[0](torch.cat([u, v, u * v], dim=1))
-        return pair[:, 0], torch.zeros_like(pair[:, 0]), torch.zeros_like(pair[:, 0])
+            return (self.heads[0](u) + self.heads[1](v))[:, 0]
+        return self.heads[0](torch.cat([u, v, u * v], dim=1))[:, 0]
 
     def forward(self, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        return self.parts(x, y, t)[0]
+        u, v, _ = self.encode(x, y, t)
+        return self.pair(u, v, t)
 
 
 def make_target(name: str, rho: float) -> tuple[Mixture, tuple[FrozenModel, FrozenModel]]:
@@ -101,8 +104,9 @@ def train(system: str, target_name: str, rho: float, seed: int, steps: int = TRA
     bce_weight, noise_weight = float(system != "noise"), float(system != "bce")
     for _ in tqdm(range(steps), desc=f"training {system}, seed {seed}", leave=False, mininterval=1):
         x, y = target.sample(BATCH // 2, generator).repeat(2, 1).split(1, dim=1)  # twice, for mirrored noise
-        t = t_min + (1 - t_min) * torch.rand(BATCH // 2, generator=generator).repeat(2) ** 2
-        loss, _ = discriminator_loss(network, *bases, (x, y), (x, y.roll(1, 0)), t, generator, bce_weight, noise_weight)
+        u = torch.rand(BATCH // (2 * GROUP), generator=generator).repeat_interleave(GROUP).repeat(2)
+        t = t_min + (1 - t_min) * u**2
+        loss, _ = discriminator_loss(network, *bases, (x, y), t, generator, bce_weight, noise_weight, GROUP)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -132,7 +136,9 @@ def score_errors(system: nn.Module | None, target: Mixture, bases: tuple, n: int
 
 
 def kl_gaussian(samples: Tensor, covariance: Tensor) -> float:
-    """KL(N(m, S) || N(0, C)) of a Gaussian fitted to samples (n, 2): 1/2 (tr C^-1 S + m C^-1 m - 2 - log det S / det C)."""
+    """KL(N(m, S) || N(0, C)) of a Gaussian fitted to samples (n, 2): 1/2 (tr C^-1 S + m C^-1 m - 2 - log det S / det
+    C).
+    """
     samples, C = samples.double(), covariance.double()
     m, S = samples.mean(0), samples.T.cov()
     inverse = torch.linalg.inv(C)
@@ -140,7 +146,9 @@ def kl_gaussian(samples: Tensor, covariance: Tensor) -> float:
 
 
 def kl_histogram(samples: Tensor, target: Mixture, bins: int = 40, reach: float = 2.4) -> float:
-    """KL of the samples' histogram against the exact probability of each cell; mass outside the grid is one more cell."""
+    """KL of the samples' histogram against the exact probability of each cell; mass outside the grid is one more
+    cell.
+    """
     edges = torch.linspace(-reach, reach, bins + 1)
     counts = torch.histogramdd(samples, bins=[edges, edges]).hist.flatten().double()
     p = torch.cat([counts, torch.tensor([len(samples) - counts.sum()])]) / len(samples)
@@ -155,7 +163,9 @@ def kl_histogram(samples: Tensor, target: Mixture, bins: int = 40, reach: float 
 
 def draw(system: nn.Module | None, bases: tuple, seed: int, weight: float = 1.0, n: int = SAMPLES) -> Tensor:
     generator = torch.Generator().manual_seed(20_000 + seed)
-    return torch.cat(sample(*bases, system, (n, 1), (n, 1), steps=SAMPLE_STEPS, weight=weight, generator=generator), dim=1)
+    return torch.cat(
+        sample(*bases, system, (n, 1), (n, 1), steps=SAMPLE_STEPS, weight=weight, generator=generator), dim=1
+    )
 
 
 def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
@@ -165,7 +175,9 @@ def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
     trained = SYSTEMS[1:]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         n = len(trained)
-        systems = dict(zip(trained, pool.map(train, trained, [args.target] * n, [args.rho] * n, [seed] * n), strict=True))
+        systems = dict(
+            zip(trained, pool.map(train, trained, [args.target] * n, [args.rho] * n, [seed] * n), strict=True)
+        )
     systems = {"base": None, **systems}
     errors = {name: score_errors(systems[name], target, bases) for name in SYSTEMS}
     samples = {name: draw(systems[name], bases, seed) for name in SYSTEMS}
@@ -178,7 +190,10 @@ def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
         "score_error": {name: sum(e) / len(e) for name, e in errors.items()},
         "kl": {name: kl(s) for name, s in samples.items()},
         "rho_hat": {name: s.T.corrcoef()[0, 1].item() for name, s in samples.items()},
-        "mutual_information": {"estimate": estimate, "exact": mutual_information(target, None if mixture else args.rho)},
+        "mutual_information": {
+            "estimate": estimate,
+            "exact": mutual_information(target, None if mixture else args.rho),
+        },
         "weights": {},
     }
     for weight in (0.0, 1.0, 2.0):

@@ -1,7 +1,8 @@
 """Two "modalities" x and y, one number each, whose joint density at every noise level is known in closed form.
 
-A mixture of K Gaussians in (x, y) stays one under the VP-SDE: q_t = sum_k w_k N(alpha mu_k, alpha^2 Sigma_k + sigma^2 I). So do its
-marginals, so the base scores, the joint score, and the log-ratio L = log q_t(x, y) / (q_t(x) q_t(y)) are all exact:
+A mixture of K Gaussians in (x, y) stays one under the VP-SDE: q_t = sum_k w_k N(alpha mu_k, alpha^2 Sigma_k + sigma^2
+I). So do its marginals, so the base scores, the joint score, and the log-ratio L = log q_t(x, y) / (q_t(x) q_t(y))
+are all exact:
 
     score = sum_k p(k | z_t) S_k^-1 (alpha mu_k - z_t),      S_k = alpha^2 Sigma_k + sigma^2 I
 
@@ -66,7 +67,9 @@ class ExactEps(nn.Module):
 
 
 def gaussian(rho: float, sde: VPSDE) -> Mixture:
-    """x, y ~ N(0, 1) with correlation rho: L = -1/2 log(1 - rho_t^2) + ..., rho_t = alpha_t^2 rho, I = -1/2 log(1 - rho^2)."""
+    """x, y ~ N(0, 1) with correlation rho: L = -1/2 log(1 - rho_t^2) + ..., rho_t = alpha_t^2 rho, I = -1/2 log(1 -
+    rho^2).
+    """
     return Mixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, rho], [rho, 1.0]]]), sde)
 
 
