@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -35,7 +37,7 @@ def test_density_integrates_to_one_and_has_the_moments_of_perturbed_samples(targ
 def test_mutual_information_by_quadrature_agrees_with_the_closed_form():
     target = gaussian(0.8, SDE)
     assert mutual_information(target, None) == pytest.approx(mutual_information(target, 0.8), rel=2e-3)
-    assert mutual_information(four_modes(SDE), None) < torch.tensor(4.0).log().item()
+    assert mutual_information(four_modes(SDE), None) < math.log(4)
 
 
 def test_the_marginals_of_the_mixture_are_alike():

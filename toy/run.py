@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
@@ -150,7 +151,7 @@ def kl_histogram(samples: Tensor, target: Mixture, bins: int = 40, reach: float 
     cell.
     """
     edges = torch.linspace(-reach, reach, bins + 1)
-    counts = torch.histogramdd(samples, bins=[edges, edges]).hist.flatten().double()
+    counts = torch.from_numpy(np.histogram2d(*samples.T.numpy(), bins=[edges.numpy()] * 2)[0]).flatten()
     p = torch.cat([counts, torch.tensor([len(samples) - counts.sum()])]) / len(samples)
     fine = torch.linspace(-reach, reach, 8 * bins + 1, dtype=torch.float64)
     centres = (fine[1:] + fine[:-1]) / 2
