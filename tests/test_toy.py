@@ -50,9 +50,7 @@ def test_kl_of_samples_against_their_own_density_is_nearly_zero(generator):
     target = gaussian(0.8, SDE)
     z = target.sample(100_000, generator)
     assert run.kl_gaussian(z, target.covariances[0]) < 1e-4
-    assert run.kl_gaussian(z * 1.1, target.covariances[0]) == pytest.approx(
-        1.21 - 1 - torch.tensor(1.21).log(), rel=0.1
-    )
+    assert run.kl_gaussian(z * 1.1, target.covariances[0]) == pytest.approx(0.21 - math.log(1.21), rel=0.1)
     mixture = four_modes(SDE)
     z = mixture.sample(100_000, generator)
     assert run.kl_histogram(z, mixture) < 0.01
