@@ -141,7 +141,7 @@ class JointDiscriminator(nn.Module):
         self.mix = nn.Conv1d(3 * width, width, 1)
         self.fusion_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.pair_out, self.repair_v, self.repair_a = (
-            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(3)
+            nn.Sequential(nn.Conv1d(width, width, 1), nn.SiLU(), nn.Conv1d(width, 1, 1)) for _ in range(3)
         )
 
     def encode(self, video: Tensor, audio: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +157,7 @@ class JointDiscriminator(nn.Module):
             v = block(v, embedding)
         for block in self.audio_blocks:
             a = block(a, embedding)
-        return v, a, (self.repair_v(v.mean(2)) + self.repair_a(a.mean(2)))[:, 0]
+        return v, a, self.repair_v(v).sum((1, 2)) + self.repair_a(a).sum((1, 2))
 
     def pair(self, v: Tensor, a: Tensor, t: Tensor) -> Tensor:
         """The pair term (B,) of two encoded modalities: mixed per time step first, pooled last."""
@@ -166,7 +166,7 @@ class JointDiscriminator(nn.Module):
         joint = self.mix(torch.cat([v, a, self.factor_v(v) * self.factor_a(a)], dim=1))  # (B, C, L/4)
         for block in self.fusion_blocks:
             joint = block(joint, embedding)
-        return self.pair_out(joint.mean(2))[:, 0]
+        return self.pair_out(joint).sum((1, 2))
 
     def forward(self, video: Tensor, audio: Tensor, t: Tensor) -> Tensor:
         v, a, repair = self.encode(video, audio, t)

@@ -321,9 +321,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="clips a step (default 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3)")
     parser.add_argument("--bce-weight", type=float, default=1.0)
-    parser.add_argument("--noise-weight", type=float, default=0.5)
+    parser.add_argument("--noise-weight", type=float, default=2.0)
     parser.add_argument(
-        "--warmup", type=float, default=0.4, help="share of the run on cross-entropy alone (default %(default)s)"
+        "--warmup", type=float, default=0.15, help="share of the run on cross-entropy alone (default %(default)s)"
     )
     parser.add_argument("--fakes", choices=("shuffled", "generated"), default="shuffled")
     parser.add_argument("--bases", type=Path, default=checkpoint.PRETRAINED, help="folder with video.pt and audio.pt")
