@@ -138,42 +138,44 @@ def read_clip(path: Path, fps: float, size: int, seconds: float | None = None) -
     Raises ValueError, in one line, on a file that cannot be read, has no sound, or no picture.
     """
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError("it has no picture")
-            if not container.streams.audio:
-                raise ValueError("it has no sound")
-            streams = container.streams.video[0], container.streams.audio[0]
-            streams[0].thread_type = "AUTO"
-            resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-            shown, pictures, blocks, heard = [], [], [], None
-            for packet in container.demux(*streams):
-                for frame in packet.decode():
-                    if isinstance(frame, av.VideoFrame):
-                        if seconds is None or frame.time <= seconds:
-                            side = min(frame.width, frame.height)
-                            width, height = (max(1, round(n * size / side)) for n in (frame.width, frame.height))
-                            whole = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-                            top, left = (whole.shape[0] - size) // 2, (whole.shape[1] - size) // 2
-                            shown.append(frame.time)
-                            pictures.append(whole[top : top + size, left : left + size])
-                    elif seconds is None or frame.time <= seconds:
-                        heard = frame.time if heard is None else heard
-                        blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
-            blocks += [block.to_ndarray()[0] for block in resampler.resample(None)] if blocks else []
+        shown, pictures, heard, sound = decode(path, size, seconds)
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f"it cannot be read ({error.strerror or error})") from error
-    if not pictures or not blocks:
+    if not pictures or not len(sound):
         raise ValueError("it holds no decodable picture or sound")
     order = np.argsort(shown, kind="stable")
     times = np.asarray(shown)[order]
-    sound = np.concatenate(blocks)
     start = max(times[0], heard)
-    length = (
-        min(times[-1] + np.median(np.diff(times)) if len(times) > 1 else 0, heard + len(sound) / SAMPLE_RATE) - start
-    )
+    frame_end = times[-1] + (np.median(np.diff(times)) if len(times) > 1 else 0)
+    length = max(min(frame_end, heard + len(sound) / SAMPLE_RATE) - start, 0)
     wanted = start + np.arange(int(length * fps + 1e-6)) / fps
     rows = order[np.clip(np.searchsorted(times, wanted + 1e-6, side="right") - 1, 0, None)]
     first = round((start - heard) * SAMPLE_RATE)
     frames = np.stack([pictures[row] for row in rows]) if len(rows) else np.zeros((0, size, size, 3), np.uint8)
     return torch.from_numpy(frames), torch.from_numpy(sound[first : first + int(length * SAMPLE_RATE)].copy())
+
+
+def decode(path: Path, size: int, seconds: float | None) -> tuple[list, list, float, np.ndarray]:
+    """The times and pictures (size, size, 3) of every frame of a file, the time its sound starts, and the sound
+    itself.
+    """
+    shown, pictures, blocks, heard = [], [], [], None
+    with av.open(str(path)) as container:
+        if not container.streams.video or not container.streams.audio:
+            raise ValueError("it has no sound" if container.streams.video else "it has no picture")
+        resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+        for frame in container.decode(container.streams.video[0], container.streams.audio[0]):
+            if seconds is not None and frame.time > seconds:
+                continue
+            if isinstance(frame, av.VideoFrame):
+                side = min(frame.width, frame.height)
+                width, height = (max(1, round(n * size / side)) for n in (frame.width, frame.height))
+                whole = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+                top, left = (height - size) // 2, (width - size) // 2
+                shown.append(frame.time)
+                pictures.append(whole[top : top + size, left : left + size])
+            else:
+                heard = frame.time if heard is None else heard
+                blocks += resampler.resample(frame)
+        blocks += resampler.resample(None) if blocks else []
+    return shown, pictures, heard, np.concatenate([block.to_ndarray()[0] for block in blocks] or [np.zeros(0)])

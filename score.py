@@ -45,13 +45,6 @@ class VPSDE:
         log_alpha = self.log_alpha(t)
         return 2 * log_alpha - torch.log(-torch.expm1(2 * log_alpha))
 
-    def t_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`: alpha^2 = sigmoid(lambda), then the quadratic log_alpha(t) solved for t."""
-        integral = nn.functional.softplus(-log_snr)  # = -2 log alpha_t
-        slope = self.beta_max - self.beta_min
-        root = torch.sqrt(self.beta_min**2 + 2 * slope * integral)
-        return 2 * integral / (self.beta_min + root)  # the stable form of (root - beta_min) / slope
-
     def perturb(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t eps."""
         alpha, sigma = self.marginal(t)

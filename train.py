@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 import checkpoint
 import figures
+import log
 from data import Xylophone
-from discriminator import discriminator_loss
 from files import run_main, save_json
 from guidance import denoise, sample
+from objective import GROUP, Fast, make_loss
 from score import VPSDE, FrozenModel
 
 DEFAULTS = {  # what was used for the shipped weights, on 2 cores
@@ -34,57 +35,6 @@ DEFAULTS = {  # what was used for the shipped weights, on 2 cores
     "audio": {"minutes": 75.0, "batch": 32, "lr": 1e-3},
     "discriminator": {"minutes": 18.0, "batch": 32, "lr": 1e-3},
 }
-LEVELS = 10  # noise-level bins of the report
-LEVEL_MEAN, LEVEL_SPREAD = 0.0, 0.9  # of logit t, where the discriminator trains
-GROUP = 4  # clips that share a noise level: each is told from the three others
-FAKES = 1024  # pairs drawn from the base models for --fakes generated
-
-
-def levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
-    """n noise levels, one from each of n equal parts of [t_min, 1]: uniform, with less variance than n free draws."""
-    u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-    return sde.t_min + (1 - sde.t_min) * u
-
-
-def discriminator_levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
-    """n noise levels for the discriminator, logit-normal: nine in ten between 0.2 and 0.8, where hits are decided.
-
-    Below, the clips are settled; above, there is nothing to tell. Stratified like `levels`.
-    """
-    u = (levels(n, sde, generator) - sde.t_min) / (1 - sde.t_min)
-    return torch.sigmoid(LEVEL_MEAN + LEVEL_SPREAD * torch.special.ndtri(u.double())).float().clamp(sde.t_min, 1)
-
-
-def base_loss(network: nn.Module, sde: VPSDE, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, dict, Tensor]:
-    """E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2, a mean over elements; returns loss, parts per sample and t (B,).
-
-    The weight makes it the error of v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, 2202.00512): neither the fine
-    detail at small t nor the layout at large t, where it is decided when hits happen, is drowned by the other.
-    """
-    t = levels(len(x0), sde, generator).to(x0.device)
-    eps = torch.randn(x0.shape, generator=generator).to(x0.device)
-    with mixed_precision(x0.device):
-        x0_hat = network(sde.perturb(x0, t, eps), t)
-    error = (x0_hat - x0).square().flatten(1).mean(1) / sde.marginal(t)[1] ** 2
-    return error.mean(), {"v_error": error.detach()}, t
-
-
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast where the hardware multiplies it: GPUs, and CPUs with AVX-512 BF16 (1.5 times faster there)."""
-    fast = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
-
-
-class Fast(nn.Module):
-    """A frozen network in mixed precision, for training only: its error is far below the base model's own."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
-        with mixed_precision(xt.device):
-            return self.network(xt, t)
 
 
 class Interrupt:
@@ -116,50 +66,6 @@ def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: flo
     decay = min(decay, (1 + step) / (10 + step))
     for name, value in network.state_dict().items():
         ema[name].lerp_(value, 1 - decay)
-
-
-def make_loss(
-    args: argparse.Namespace, network: nn.Module, world, sde: VPSDE, generator: torch.Generator, bases: tuple
-):
-    """step(progress) -> (loss, parts per sample, t): one batch drawn, perturbed and judged."""
-    device = torch.device(args.device)
-
-    def base_step(progress: float):
-        video, audio = world.batch(args.batch, generator, only=args.model)
-        return base_loss(network, sde, (video if args.model == "video" else audio).to(device), generator)
-
-    def discriminator_step(progress: float):
-        real = [x.to(device) for x in world.batch(args.batch, generator)]
-        generated = None
-        if args.fakes == "generated":
-            rows = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)
-            generated = [x[rows].to(device) for x in fake_pool]
-        t = discriminator_levels(args.batch // GROUP, sde, generator).repeat_interleave(GROUP).to(device)
-        # sigma^2: at small t base models err in every pixel, which says nothing of the pairing and would drown the rest
-        noise_weight = args.noise_weight * sde.marginal(t)[1] ** 2 if progress >= args.warmup else 0.0
-        loss, parts = discriminator_loss(
-            network, *bases, real, t, generator, args.bce_weight, noise_weight, GROUP, generated
-        )
-        return loss, parts, t
-
-    if args.model != "discriminator":
-        return base_step
-    fake_pool = generated_fakes(args, world, bases) if args.fakes == "generated" else None
-    return discriminator_step
-
-
-def generated_fakes(args: argparse.Namespace, world, bases: tuple) -> tuple[Tensor, Tensor]:
-    """Independent pairs from the base models, drawn once and kept in the run folder for a resumed run."""
-    path = args.out / "fakes.pt"
-    if not path.exists():
-        generator, pool = torch.Generator().manual_seed(args.seed), []
-        video, audio = world.batch(1, generator)
-        for _ in tqdm(range(FAKES // 32), desc="fakes from the base models"):
-            shapes = (32, *video.shape[1:]), (32, *audio.shape[1:])
-            pool.append([x.cpu() for x in sample(*bases, None, *shapes, generator=generator, device=args.device)])
-        checkpoint.save(path, {"video": torch.cat([p[0] for p in pool]), "audio": torch.cat([p[1] for p in pool])})
-    state = checkpoint.load(path)
-    return state["video"], state["audio"]
 
 
 def preview(
@@ -215,7 +121,7 @@ def train(args: argparse.Namespace) -> None:
         checkpoint.save(out / "last.pt", {**common, **state, "generator": generator.get_state()})
         preview(out / "samples.png", args, network, ema, world, sde, bases)
         figures.save_curves(out / "loss.png", run["history"])
-        save_json(out / "report.json", summary(run))
+        save_json(out / "report.json", log.summary(run))
 
     for kind in ("video", "audio") if bases else ():
         checkpoint.save(out / f"{kind}.pt", checkpoint.load(args.bases / f"{kind}.pt"))
@@ -242,7 +148,7 @@ def train(args: argparse.Namespace) -> None:
             run["seconds"] = time.time() - start
             window.append((parts, t))
             if run["step"] % 100 == 0:
-                run["history"].append(average(window, run["step"]))
+                run["history"].append(log.average(window, run["step"]))
                 bar.set_postfix_str(" ".join(f"{k} {v:.4g}" for k, v in run["history"][-1]["loss"].items()))
                 window = []
             bar.update(int(1000 * progress) - bar.n)
@@ -250,7 +156,7 @@ def train(args: argparse.Namespace) -> None:
                 save()
                 saved = time.time()
     if window:
-        run["history"].append(average(window, run["step"]))
+        run["history"].append(log.average(window, run["step"]))
     save()
     state = "stopped; go on with" if interrupt.asked else "done; samples.png, loss.png and report.json are in"
     follow = f"python train.py --resume {out}" if interrupt.asked else str(out)
@@ -260,44 +166,6 @@ def train(args: argparse.Namespace) -> None:
 def progress_of(run: dict, args: argparse.Namespace) -> float:
     """How much of the budget is spent: of --steps where given (the same numbers again), else of --minutes."""
     return run["step"] / args.steps if args.steps else run["seconds"] / (60 * args.minutes)
-
-
-def average(window: list, step: int) -> dict:
-    """Means over a window of steps: of each part, and of each part per noise level (None where no draw fell)."""
-    t = torch.cat([t for _, t in window])
-    entry = {"step": step, "loss": {}, "levels": {}}
-    for name in window[-1][0]:
-        values = torch.cat([parts[name] if name in parts else torch.full_like(t, torch.nan) for parts, t in window])
-        bins = (t * LEVELS).long().clamp(max=LEVELS - 1)
-        entry["loss"][name] = values.nanmean().item()
-        entry["levels"][name] = [
-            v if math.isfinite(v := values[bins == b].nanmean().item()) else None for b in range(LEVELS)
-        ]
-    return entry
-
-
-def summary(run: dict) -> dict:
-    """report.json: the last tenth of the run's windows, averaged."""
-    import resource
-
-    last = run["history"][-max(1, len(run["history"]) // 10) :]
-    mean = lambda values: sum(values) / len(values) if values else None  # noqa: E731
-    report = {
-        "steps": run["step"],
-        "seconds": run["seconds"],
-        "steps_per_second": run["step"] / max(run["seconds"], 1e-9),
-    }
-    report["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    names = last[-1]["loss"] if last else ()
-    report["loss"] = {k: mean([h["loss"][k] for h in last if k in h["loss"]]) for k in names}
-    report["levels"] = {
-        k: [
-            mean([h["levels"][k][b] for h in last if h["levels"].get(k, [None] * LEVELS)[b] is not None])
-            for b in range(LEVELS)
-        ]
-        for k in names
-    }
-    return report
 
 
 def make_data(args: argparse.Namespace):

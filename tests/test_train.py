@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 import checkpoint
+import objective
 import train
 from score import VPSDE
 
@@ -58,7 +59,7 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(ki
 
 
 def test_noise_loss_joins_after_the_warm_up_and_generated_fakes_work(bases, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "FAKES", 32)
+    monkeypatch.setattr(objective, "FAKES", 32)
     train.train(train.parse(small(bases, tmp_path, "--fakes", "generated")))
     state = checkpoint.load(tmp_path / "last.pt")
     assert {"bce", "noise", "noise_base", "correct"} <= state["run"]["history"][-1]["loss"].keys()
@@ -99,11 +100,11 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(bases, 
 def test_noise_levels_are_stratified(generator):
     """One draw in each of n equal parts; the discriminator's are a monotone map of such draws."""
     sde = VPSDE()
-    t = train.levels(64, sde, generator)
+    t = objective.levels(64, sde, generator)
     assert torch.equal((t * 64).long().clamp(max=63), torch.arange(64)) or (t * 64 - torch.arange(64)).abs().max() < 1.1
-    t = train.discriminator_levels(10_000, sde, generator)
+    t = objective.discriminator_levels(10_000, sde, generator)
     assert t.min() >= sde.t_min and t.max() <= 1
-    assert_close(t.median(), torch.sigmoid(torch.tensor(train.LEVEL_MEAN)), atol=0.01, rtol=0)
+    assert_close(t.median(), torch.sigmoid(torch.tensor(objective.LEVEL_MEAN)), atol=0.01, rtol=0)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -115,8 +116,8 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 def test_base_loss_of_the_exact_clip_is_zero_and_of_silence_is_known(generator):
     """x0_hat = 0 costs E|x0|^2 / sigma^2."""
     sde, x0 = VPSDE(), torch.full((64, 1, 4, 4), 0.5)
-    assert train.base_loss(lambda xt, t: x0, sde, x0, generator)[0] == 0
-    loss, _, t = train.base_loss(lambda xt, t: torch.zeros_like(xt), sde, x0, generator)
+    assert objective.base_loss(lambda xt, t: x0, sde, x0, generator)[0] == 0
+    loss, _, t = objective.base_loss(lambda xt, t: torch.zeros_like(xt), sde, x0, generator)
     assert_close(loss, (0.25 / sde.marginal(t)[1] ** 2).mean())
 
 
