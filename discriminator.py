@@ -42,9 +42,7 @@ def mirrored_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def shuffled(x: Tensor, shift: int, group: int) -> Tensor:
-    """x (B, ...) with each clip replaced by the one `shift` places on, cyclically, among its `group` consecutive
-    clips.
-    """
+    """x (B, ...) with each clip replaced by the one `shift` places on, cyclically, within its `group` of clips."""
     return x.unflatten(0, (-1, group)).roll(-shift, 1).flatten(0, 1)
 
 

@@ -29,6 +29,7 @@ import checkpoint
 import figures
 import hits
 import media
+from clips import ClipFolder
 from data import Xylophone
 from discriminator import residual_noise
 from files import run_main, save_json
@@ -75,10 +76,8 @@ def quantised(video: Tensor) -> Tensor:
     return media.to_video(media.to_frames(video))
 
 
-def generate(
-    models: tuple, shapes: tuple, args: argparse.Namespace, weight: float, name: str
-) -> tuple[Tensor, Tensor, float]:
-    """n clips in batches, and the seconds that one took."""
+def generate(models: tuple, shapes: tuple, args: argparse.Namespace, weight: float, name: str) -> tuple:
+    """n clips in batches, (video, audio), and the seconds that one took."""
     start, parts, generator = time.time(), [], torch.Generator().manual_seed(args.seed)
     for first in tqdm(range(0, args.n, BATCH), desc=name):
         sizes = [(min(BATCH, args.n - first), *shape) for shape in shapes]
@@ -130,12 +129,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=SOLVERS, default="dpm++2m", help="(default %(default)s)")
     parser.add_argument("--weight", type=float, default=1.0, help="of the guidance (default %(default)s)")
-    parser.add_argument(
-        "--run", type=Path, default=checkpoint.PRETRAINED, help="folder with model.pt, video.pt, audio.pt"
-    )
-    parser.add_argument(
-        "--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only: no hits to see)"
-    )
+    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
+    parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
@@ -144,12 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--n must be at least 2 and --steps at least 1")
 
     models = checkpoint.load_run(args.run, args.device)
-    if args.data == "xylophone":
-        world = Xylophone()
-    else:
-        from clips import ClipFolder
-
-        world = ClipFolder(Path(args.data))
+    world = Xylophone() if args.data == "xylophone" else ClipFolder(Path(args.data))
     video, audio = world.batch(args.n, torch.Generator().manual_seed(args.seed))
     reference = world.batch(max(args.n, 1024), torch.Generator().manual_seed(args.seed + 1))
     shapes = video.shape[1:], audio.shape[1:]
@@ -188,15 +178,14 @@ def main(argv: list[str] | None = None) -> None:
     save_json(args.out / "report.json", report)
     shown = min(8, args.n)
     for name in ("guided", "independent"):
-        figures.save_sheet(
-            args.out / f"{name}.png", *(x[:shown] for x in clips[name][:2]), [f"{name} {k}" for k in range(shown)]
-        )
+        v, a, _ = clips[name]
+        figures.save_sheet(args.out / f"{name}.png", v[:shown], a[:shown], [f"{name} {k}" for k in range(shown)])
     print_table(report)
     print(f"report.json, guided.png and independent.png are in {args.out}")
 
 
 def print_table(report: dict) -> None:
-    columns = (
+    columns = [
         "hit_f1",
         "pitch_accuracy",
         "alignment",
@@ -204,11 +193,11 @@ def print_table(report: dict) -> None:
         "video_frechet",
         "audio_frechet",
         "seconds_per_clip",
-    )
+    ]
     print(f"{'':12}" + "".join(f"{name:>17}" for name in columns))
     for system, row in report["systems"].items():
         print(f"{system:12}" + "".join(f"{'':>17}" if row[c] is None else f"{row[c]:17.4f}" for c in columns))
-    columns = (
+    columns = [
         "t",
         "accuracy",
         "bce",
@@ -217,7 +206,7 @@ def print_table(report: dict) -> None:
         "audio_explained",
         "video_cosine",
         "audio_cosine",
-    )
+    ]
     print("".join(f"{name:>16}" for name in columns))
     for row in report["levels"]:
         print("".join(f"{row[c]:16.4f}" for c in columns))

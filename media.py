@@ -108,9 +108,7 @@ def save_wav(path: Path, waveform: Tensor) -> None:
 
 
 def save_mp4(path: Path, frames: Tensor, waveform: Tensor, fps: Fraction | int, scale: int = 8) -> None:
-    """Frames uint8 (T, H, W, 3), enlarged `scale` times with sharp pixels, and waveform (samples,): H.264 and AAC in
-    one file.
-    """
+    """Frames uint8 (T, H, W, 3), enlarged `scale` times, and waveform (samples,): H.264 and AAC in one file."""
     height, width = frames.shape[1] * scale, frames.shape[2] * scale
     picture = frames.repeat_interleave(scale, 1).repeat_interleave(scale, 2).contiguous().numpy()
     with atomic(path) as temporary, av.open(str(temporary), "w", options={"movflags": "faststart"}) as container:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 import checkpoint
 import figures
 import log
+from clips import ClipFolder
 from data import Xylophone
 from files import run_main, save_json
 from guidance import denoise, sample
@@ -68,9 +69,7 @@ def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: flo
         ema[name].lerp_(value, 1 - decay)
 
 
-def preview(
-    path: Path, args: argparse.Namespace, network: nn.Module, ema: dict, world, sde: VPSDE, bases: tuple
-) -> None:
+def preview(path: Path, args: argparse.Namespace, ema: dict, world, sde: VPSDE, bases: tuple) -> None:
     """A sheet of four samples from the EMA weights so far."""
     averaged = checkpoint.NETWORKS[args.model]().to(args.device)
     averaged.load_state_dict(ema)
@@ -109,7 +108,7 @@ def train(args: argparse.Namespace) -> None:
         bases = tuple(checkpoint.load_base(args.bases / f"{k}.pt", k, sde, args.device) for k in ("video", "audio"))
         for base in bases:
             base.network = Fast(base.network)
-    world = make_data(args)
+    world = Xylophone() if args.data == "xylophone" else ClipFolder(Path(args.data))
     step_loss = make_loss(args, network, world, sde, generator, bases)
 
     def save() -> None:
@@ -119,7 +118,7 @@ def train(args: argparse.Namespace) -> None:
         checkpoint.save(out / "model.pt", {**common, "model": half})
         state = {"model": network.state_dict(), "ema": ema, "optimizer": optimizer.state_dict(), "run": run}
         checkpoint.save(out / "last.pt", {**common, **state, "generator": generator.get_state()})
-        preview(out / "samples.png", args, network, ema, world, sde, bases)
+        preview(out / "samples.png", args, ema, world, sde, bases)
         figures.save_curves(out / "loss.png", run["history"])
         save_json(out / "report.json", log.summary(run))
 
@@ -168,30 +167,19 @@ def progress_of(run: dict, args: argparse.Namespace) -> float:
     return run["step"] / args.steps if args.steps else run["seconds"] / (60 * args.minutes)
 
 
-def make_data(args: argparse.Namespace):
-    """Anything with .batch(n, generator, only) -> (video, audio)."""
-    if args.data == "xylophone":
-        return Xylophone()
-    from clips import ClipFolder
-
-    return ClipFolder(Path(args.data))
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", choices=tuple(DEFAULTS), default="discriminator")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips")
     parser.add_argument("--steps", type=int, help="train this many steps; repeats exactly on the same machine")
-    parser.add_argument(
-        "--minutes", type=float, help="or train this long (default: 75 for a base, 18 for the discriminator)"
-    )
+    parser.add_argument("--minutes", type=float, help="or this long (default: 65 video, 45 audio, 18 discriminator)")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its own options")
     parser.add_argument("--batch", type=int, help="clips a step (default 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3)")
     parser.add_argument("--bce-weight", type=float, default=1.0)
     parser.add_argument("--noise-weight", type=float, default=2.0)
     parser.add_argument(
-        "--warmup", type=float, default=0.15, help="share of the run on cross-entropy alone (default %(default)s)"
+        "--warmup", type=float, default=0.15, help="share of the run on bce alone (default %(default)s)"
     )
     parser.add_argument("--fakes", choices=("shuffled", "generated"), default="shuffled")
     parser.add_argument("--bases", type=Path, default=checkpoint.PRETRAINED, help="folder with video.pt and audio.pt")

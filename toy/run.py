@@ -11,8 +11,11 @@ SDE, loss and sampler are those of the audio-video model; only the tiny networks
 """
 
 import argparse
+import functools
+import operator
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -95,7 +98,6 @@ def make_target(name: str, rho: float) -> tuple[Mixture, tuple[FrozenModel, Froz
 def train(system: str, target_name: str, rho: float, seed: int, steps: int = TRAIN_STEPS) -> nn.Module:
     """Train one discriminator with the loss of the audio-video model; returns its averaged weights, frozen."""
     torch.manual_seed(seed)
-    torch.set_num_threads(1)  # tensors this small gain nothing from a second core; a second system does
     target, bases = make_target(target_name, rho)
     generator, t_min = torch.Generator().manual_seed(seed), bases[0].sde.t_min
     network = TinyDiscriminator(additive=system == "additive")
@@ -137,9 +139,7 @@ def score_errors(system: nn.Module | None, target: Mixture, bases: tuple, n: int
 
 
 def kl_gaussian(samples: Tensor, covariance: Tensor) -> float:
-    """KL(N(m, S) || N(0, C)) of a Gaussian fitted to samples (n, 2): 1/2 (tr C^-1 S + m C^-1 m - 2 - log det S / det
-    C).
-    """
+    """KL(N(m, S) || N(0, C)) = 1/2 (tr C^-1 S + m C^-1 m - 2 - log det S / det C), N(m, S) fitted to samples (n, 2)."""
     samples, C = samples.double(), covariance.double()
     m, S = samples.mean(0), samples.T.cov()
     inverse = torch.linalg.inv(C)
@@ -147,9 +147,7 @@ def kl_gaussian(samples: Tensor, covariance: Tensor) -> float:
 
 
 def kl_histogram(samples: Tensor, target: Mixture, bins: int = 40, reach: float = 2.4) -> float:
-    """KL of the samples' histogram against the exact probability of each cell; mass outside the grid is one more
-    cell.
-    """
+    """KL of the samples' histogram against the exact probability of each cell; all outside the grid is one more cell."""
     edges = torch.linspace(-reach, reach, bins + 1)
     counts = torch.from_numpy(np.histogram2d(*samples.T.numpy(), bins=[edges.numpy()] * 2)[0]).flatten()
     p = torch.cat([counts, torch.tensor([len(samples) - counts.sum()])]) / len(samples)
@@ -164,22 +162,17 @@ def kl_histogram(samples: Tensor, target: Mixture, bins: int = 40, reach: float 
 
 def draw(system: nn.Module | None, bases: tuple, seed: int, weight: float = 1.0, n: int = SAMPLES) -> Tensor:
     generator = torch.Generator().manual_seed(20_000 + seed)
-    return torch.cat(
-        sample(*bases, system, (n, 1), (n, 1), steps=SAMPLE_STEPS, weight=weight, generator=generator), dim=1
-    )
+    return torch.cat(sample(*bases, system, (n, 1), (n, 1), SAMPLE_STEPS, weight, generator=generator), dim=1)
 
 
 def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
     """One seed: train the systems, measure them, draw the figures where `out` is given."""
     start, mixture = time.time(), args.target == "mixture"
     target, bases = make_target(args.target, args.rho)
-    trained = SYSTEMS[1:]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        n = len(trained)
-        systems = dict(
-            zip(trained, pool.map(train, trained, [args.target] * n, [args.rho] * n, [seed] * n), strict=True)
-        )
-    systems = {"base": None, **systems}
+    # two systems at a time, one core each: tensors this small gain nothing from a second core
+    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        jobs = {name: pool.submit(train, name, args.target, args.rho, seed) for name in SYSTEMS[1:]}
+        systems = {"base": None} | {name: job.result() for name, job in jobs.items()}
     errors = {name: score_errors(systems[name], target, bases) for name in SYSTEMS}
     samples = {name: draw(systems[name], bases, seed) for name in SYSTEMS}
     kl = (lambda s: kl_histogram(s, target)) if mixture else (lambda s: kl_gaussian(s, target.covariances[0]))
@@ -206,21 +199,11 @@ def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
     return report
 
 
-def summarise(reports: list[dict]) -> dict:
-    """The mean over seeds in the single report's form, and under "spread" the standard deviation, same keys."""
+def over_seeds(reports: list[dict], statistic: Callable[[Tensor], Tensor]) -> dict:
+    """One report in the form of each, every number in it a statistic over seeds."""
     if isinstance(reports[0], dict):
-        return {key: summarise([r[key] for r in reports]) for key in reports[0]}
-    if reports[0] is None:
-        return None
-    values = torch.tensor(reports, dtype=torch.float64)
-    return {"mean": values.mean().item(), "std": values.std().item() if len(values) > 1 else 0.0}
-
-
-def pick(tree: dict | None, key: str):
-    """The tree of {"mean", "std"} leaves with one of the two in each leaf's place."""
-    if tree is None:
-        return None
-    return tree[key] if "mean" in tree else {name: pick(value, key) for name, value in tree.items()}
+        return {key: over_seeds([r[key] for r in reports], statistic) for key in reports[0]}
+    return None if reports[0] is None else statistic(torch.tensor(reports, dtype=torch.float64)).item()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -237,24 +220,28 @@ def main(argv: list[str] | None = None) -> None:
     if args.seeds < 1:
         parser.error("--seeds must be at least 1")
     reports = [run(args, args.seed + k, args.out if k == 0 else None) for k in range(args.seeds)]
-    both = summarise(reports)
-    report = pick(both, "mean")
+    report = over_seeds(reports, torch.mean)
+    spread = over_seeds(reports, lambda values: values.std(correction=min(1, len(values) - 1)))
     if args.seeds > 1:
-        report |= {"seeds": args.seeds, "spread": pick(both, "std")}
+        report |= {"seeds": args.seeds, "spread": spread}
     if args.target == "mixture":
         report["kl_by"] = "histogram of 40 x 40 cells"
     save_json(args.out / "report.json", report)
 
-    def cell(value: dict) -> str:
-        return f"{value['mean']:9.4f}" + (f" +- {value['std']:.4f}" if args.seeds > 1 else "")
+    def cell(*keys: str) -> str:
+        value, std = (functools.reduce(operator.getitem, keys, tree) for tree in (report, spread))
+        return f"{value:9.4f}" + (f" +- {std:.4f}" if args.seeds > 1 else "")
 
-    print(f"{'system':10} {'score_error':>11} {'kl':>9} {'rho_hat':>9}")
+    print(f"{'system':10} score_error, kl, rho_hat")
     for name in SYSTEMS:
-        print(f"{name:10} " + "  ".join(cell(both[key][name]) for key in ("score_error", "kl", "rho_hat")))
-    for weight, row in both["weights"].items():
-        print(f"both, weight {weight}: rho_hat {cell(row['rho_hat'])}, variance {cell(row['variance'])}")
-    information = both["mutual_information"]
-    print(f"mutual information {cell(information['estimate'])} nats, exact {information['exact']['mean']:.4f}")
+        print(f"{name:10} " + "  ".join(cell(key, name) for key in ("score_error", "kl", "rho_hat")))
+    for weight in report["weights"]:
+        print(
+            f"both, weight {weight}: rho_hat {cell('weights', weight, 'rho_hat')}, "
+            f"variance {cell('weights', weight, 'variance')}"
+        )
+    exact = report["mutual_information"]["exact"]
+    print(f"mutual information {cell('mutual_information', 'estimate')} nats, exact {exact:.4f}")
     print(f"{report['seconds']:.0f} s a seed; figures and report.json in {args.out}")
 
 
