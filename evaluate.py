@@ -41,9 +41,7 @@ BATCH = 64
 
 
 class RandomFeatures(nn.Module):
-    """A fixed-seed random convolutional network: clips (B, C, ...) -> (B, 128), means and spreads of its 64
-    channels.
-    """
+    """A fixed-seed random convolutional network: clips (B, C, ...) -> means and spreads of 64 channels (B, 128)."""
 
     def __init__(self, channels: int, dims: int):
         super().__init__()
@@ -185,28 +183,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def print_table(report: dict) -> None:
-    columns = [
-        "hit_f1",
-        "pitch_accuracy",
-        "alignment",
-        "onset_error_ms",
-        "video_frechet",
-        "audio_frechet",
-        "seconds_per_clip",
-    ]
+    columns = ["hit_f1", "pitch_accuracy", "alignment", "onset_error_ms"]
+    columns += ["video_frechet", "audio_frechet", "seconds_per_clip"]
     print(f"{'':12}" + "".join(f"{name:>17}" for name in columns))
     for system, row in report["systems"].items():
         print(f"{system:12}" + "".join(f"{'':>17}" if row[c] is None else f"{row[c]:17.4f}" for c in columns))
-    columns = [
-        "t",
-        "accuracy",
-        "bce",
-        "pair_real",
-        "video_explained",
-        "audio_explained",
-        "video_cosine",
-        "audio_cosine",
-    ]
+    columns = ["t", "accuracy", "bce", "pair_real"]
+    columns += ["video_explained", "audio_explained", "video_cosine", "audio_cosine"]
     print("".join(f"{name:>16}" for name in columns))
     for row in report["levels"]:
         print("".join(f"{row[c]:16.4f}" for c in columns))

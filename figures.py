@@ -17,9 +17,7 @@ import matplotlib.pyplot as plt  # noqa: E402, the backend is chosen first: serv
 
 
 def save_sheet(path: Path, video: Tensor | None, audio: Tensor | None, titles: list[str] | None = None) -> None:
-    """Per clip a strip of its frames over its spectrogram, on one time axis; video (B, 3, T, H, W), audio (B, 1,
-    n_mels, L).
-    """
+    """Per clip a strip of its frames over its spectrogram, on one time axis; either of the two may be None."""
     kinds = [x for x in (video, audio) if x is not None]
     clips, rows = len(kinds[0]), len(kinds)
     ratios = ([1.0] if video is not None else []) + ([1.4] if audio is not None else [])

@@ -44,9 +44,7 @@ def see(video: Tensor, fps: int = 8) -> list[list[Hit]]:
 
 
 def ball_height(picture: Tensor) -> Tensor:
-    """Height (B, T) of the ball above contact, in picture heights: the centroid of ball-coloured pixels above the
-    bars.
-    """
+    """Height (B, T) of the ball above contact, in picture heights: the centroid of its pixels above the bars."""
     background, ball = (torch.tensor(c).float() / 255 for c in (data.BACKGROUND, data.BALL))
     towards = (ball - background) / (ball - background).square().sum()
     cover = torch.einsum("bcthw,c->bthw", picture - background[:, None, None, None], towards)
@@ -60,9 +58,7 @@ def ball_height(picture: Tensor) -> Tensor:
 
 
 def fall_time(ball: Tensor, k: int, step: float) -> float:
-    """Seconds from frame k to the impact before frame k + 1, from the heights at frames k - 1 and k: h1 = v s + g/2
-    s^2.
-    """
+    """Seconds s from frame k to the impact, from the heights at frames k - 1 and k: h1 = v s + g/2 s^2."""
     if k == 0:
         return step / 2
     g, h1 = data.GRAVITY, ball[k].item()

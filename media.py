@@ -30,9 +30,7 @@ FLOOR_DB = -60.0
 
 @functools.cache
 def mel_filters() -> Tensor:
-    """Triangular filters, evenly spaced on the mel scale 2595 log10(1 + f / 700), each with unit peak: (n_mels,
-    bins).
-    """
+    """Triangular filters (n_mels, bins) with unit peaks, evenly spaced on the mel scale 2595 log10(1 + f / 700)."""
     frequencies = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
     top = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(2595 * math.log10(1 + 60 / 700), top, N_MELS + 2) / 2595) - 1)
@@ -154,9 +152,7 @@ def read_clip(path: Path, fps: float, size: int, seconds: float | None = None) -
 
 
 def decode(path: Path, size: int, seconds: float | None) -> tuple[list, list, float, np.ndarray]:
-    """The times and pictures (size, size, 3) of every frame of a file, the time its sound starts, and the sound
-    itself.
-    """
+    """The time and picture (size, size, 3) of every frame of a file, the time its sound starts, and its sound."""
     shown, pictures, blocks, heard = [], [], [], None
     with av.open(str(path)) as container:
         if not container.streams.video or not container.streams.audio:

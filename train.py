@@ -32,16 +32,14 @@ from objective import GROUP, Fast, make_loss
 from score import VPSDE, FrozenModel
 
 DEFAULTS = {  # what was used for the shipped weights, on 2 cores
-    "video": {"minutes": 75.0, "batch": 32, "lr": 1e-3},
-    "audio": {"minutes": 75.0, "batch": 32, "lr": 1e-3},
+    "video": {"minutes": 65.0, "batch": 32, "lr": 1e-3},
+    "audio": {"minutes": 45.0, "batch": 32, "lr": 1e-3},
     "discriminator": {"minutes": 18.0, "batch": 32, "lr": 1e-3},
 }
 
 
 class Interrupt:
-    """Turns the first Ctrl-C (or a SIGTERM) into a flag, so that a step is finished and saved; a second one stops at
-    once.
-    """
+    """Turns the first Ctrl-C (or SIGTERM) into a flag, so that a step is finished and saved; a second stops at once."""
 
     def __enter__(self) -> "Interrupt":
         self.asked = False

@@ -3,7 +3,6 @@
 Used by toy/run.py.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,9 +13,7 @@ from figures import plt
 REACH = 2.8
 
 
-def draw_all(
-    out: Path, target, bases: tuple, systems: dict, samples: dict, errors: dict, levels: tuple, joint_score: Callable
-) -> None:
+def draw_all(out: Path, target, bases: tuple, systems: dict, samples: dict, errors: dict, levels: tuple, joint_score):
     """scores.png, samples.png and errors.png in `out`."""
     score_fields(out / "scores.png", target, bases, systems["both"], joint_score)
     sample_clouds(out / "samples.png", target, samples)
@@ -35,7 +32,7 @@ def grid(n: int) -> torch.Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
-def score_fields(path: Path, target, bases: tuple, system, joint_score: Callable) -> None:
+def score_fields(path: Path, target, bases: tuple, system, joint_score) -> None:
     """Rows: three noise levels. Columns: the true joint score, the guided one, their difference on the same scale."""
     z, fine, n = grid(15), grid(80), 80
     figure, axes = plt.subplots(3, 3, figsize=(10, 10), sharex=True, sharey=True)

@@ -25,9 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that `python toy/run.py` finds the modules it shares
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
 
 from tqdm import tqdm
 
@@ -147,7 +145,7 @@ def kl_gaussian(samples: Tensor, covariance: Tensor) -> float:
 
 
 def kl_histogram(samples: Tensor, target: Mixture, bins: int = 40, reach: float = 2.4) -> float:
-    """KL of the samples' histogram against the exact probability of each cell; all outside the grid is one more cell."""
+    """KL of the samples' histogram against the exact probability of each cell; all outside the grid is one more."""
     edges = torch.linspace(-reach, reach, bins + 1)
     counts = torch.from_numpy(np.histogram2d(*samples.T.numpy(), bins=[edges.numpy()] * 2)[0]).flatten()
     p = torch.cat([counts, torch.tensor([len(samples) - counts.sum()])]) / len(samples)

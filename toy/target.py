@@ -67,9 +67,7 @@ class ExactEps(nn.Module):
 
 
 def gaussian(rho: float, sde: VPSDE) -> Mixture:
-    """x, y ~ N(0, 1) with correlation rho: L = -1/2 log(1 - rho_t^2) + ..., rho_t = alpha_t^2 rho, I = -1/2 log(1 -
-    rho^2).
-    """
+    """x, y ~ N(0, 1) with correlation rho; at noise level t it is rho_t = alpha_t^2 rho."""
     return Mixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, rho], [rho, 1.0]]]), sde)
 
 
