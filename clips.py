@@ -11,7 +11,9 @@ Used by train.py --data FOLDER and evaluate.py --data FOLDER.
 import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -63,14 +65,14 @@ class ClipFolder:
                 with np.load(cached) as stored:
                     return torch.from_numpy(stored["frames"]), torch.from_numpy(stored["waveform"])
             frames, waveform = media.read_clip(path, self.fps, self.size)
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, BadZipFile) as error:
             return str(error)
         if len(frames) < self.frames or len(waveform) < self.samples:
             lasts = min(len(frames) / self.fps, len(waveform) / media.SAMPLE_RATE)
             return f"it lasts {lasts:.1f} s, shorter than {self.seconds:g} s"
         if not torch.isfinite(waveform).all():
             return "its sound holds values that are not numbers"
-        with atomic(cached) as temporary:
+        with suppress(OSError), atomic(cached) as temporary:  # a folder that cannot be written to is read each time
             np.savez(temporary, frames=frames.numpy(), waveform=waveform.numpy())
         return frames, waveform
 

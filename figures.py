@@ -3,6 +3,7 @@
 Used by train.py (samples.png, loss.png), sample.py and evaluate.py (contact sheets).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402, the backend is chosen first: servers have no screen
 
 
-def save_sheet(path: Path, video: Tensor | None, audio: Tensor | None, titles: list[str] | None = None) -> None:
+def save_sheet(path: Path, video: Tensor | None, audio: Tensor | None, titles: Sequence[str] | None = None) -> None:
     """Per clip a strip of its frames over its spectrogram, on one time axis; either of the two may be None."""
     kinds = [x for x in (video, audio) if x is not None]
     clips, rows = len(kinds[0]), len(kinds)

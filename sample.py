@@ -54,6 +54,15 @@ def write_clips(out: Path, system: str, video: Tensor, audio: Tensor) -> list[di
     return names
 
 
+def captions(system: str, seen: list, heard: list) -> list[str]:
+    """Per clip, how many of its hits are seen and heard at the same time and on the same bar."""
+    lines = []
+    for k, (s, h) in enumerate(zip(seen, heard, strict=True)):
+        agreeing = sum(abs(a[1] - b[1]) <= 0.5 for a, b in hits.match(s, h, 1 / WORLD.fps))
+        lines.append(f"{system} {k}: {len(s)} hits seen, {len(h)} heard, {agreeing} agree")
+    return lines
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
@@ -85,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         given = (
             {"given_video": video.to(args.device)} if args.keep == "video" else {"given_audio": audio.to(args.device)}
         )
-    clips, agreements = {}, {}
+    clips, agreements, sheet = {}, {}, []
     for system, weight in (("guided", args.weight), ("independent", 0.0)):
         print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
         video, audio = sample(
@@ -96,9 +105,13 @@ def main(argv: list[str] | None = None) -> None:
             raise FloatingPointError(f"the {system} samples are not finite: lower --weight or take more --steps")
         video, audio = video.cpu(), audio.cpu()
         clips[system] = write_clips(args.out, system, video, audio)
-        agreements[system] = hits.agreement(hits.see(video), hits.hear(audio))
-        if system == "guided":
-            figures.save_sheet(args.out / "contact.png", video, audio, [f"guided {k}" for k in range(args.n)])
+        seen, heard = hits.see(video), hits.hear(audio)
+        agreements[system] = hits.agreement(seen, heard)
+        sheet += list(zip(video, audio, captions(system, seen, heard), strict=True))[:4]
+
+    order = sorted(range(len(sheet)), key=lambda i: i % (len(sheet) // 2))  # guided 0, independent 0, guided 1, ...
+    video, audio, titles = zip(*(sheet[i] for i in order), strict=True)
+    figures.save_sheet(args.out / "contact.png", torch.stack(video), torch.stack(audio), titles)
 
     rows = [dict(zip(clips, files, strict=True)) for files in zip(*clips.values(), strict=True)]
     found = {name: a["hit_f1"] * a["pitch_accuracy"] for name, a in agreements.items()}

@@ -5,8 +5,6 @@ import torch
 
 import checkpoint
 
-torch.set_num_threads(2)
-
 
 @pytest.fixture
 def generator() -> torch.Generator:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import evaluate
+import media
 from data import Xylophone
 
 
@@ -54,6 +55,16 @@ def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys
     assert len(report["levels"]) == len(evaluate.LEVELS)
     assert math.isfinite(report["mutual_information_nats"])
     assert "guided" in capsys.readouterr().out
+
+
+def test_a_folder_of_clips_is_judged_by_fidelity_alone(bases, tmp_path):
+    frames, waveform, _ = Xylophone().render(2, torch.Generator().manual_seed(0))
+    for k in range(2):
+        media.save_mp4(tmp_path / "clips" / f"{k}.mp4", frames[k], waveform[k], 8)
+    out = ["--run", str(bases), "--out", str(tmp_path / "out")]
+    evaluate.main(["--n", "4", "--steps", "1", "--data", str(tmp_path / "clips"), *out])
+    guided = json.loads((tmp_path / "out" / "report.json").read_text())["systems"]["guided"]
+    assert guided["alignment"] is None and guided["video_frechet"] > 0
 
 
 def test_what_the_residual_explains_is_all_for_the_missing_noise_itself(bases, generator, monkeypatch):
