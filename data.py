@@ -17,16 +17,8 @@ import media
 
 SCALE = (523.25, 587.33, 659.26, 783.99, 880.00, 1046.50, 1174.66, 1318.51)  # C5 pentatonic: any melody is pleasant
 PARTIALS = ((1.0, 1.0, 0.35), (3.0, 0.30, 0.12), (6.0, 0.10, 0.05))  # frequency ratio, amplitude, decay in s
-PALETTE = (
-    (230, 57, 70),
-    (244, 125, 50),
-    (250, 195, 60),
-    (130, 190, 70),
-    (46, 170, 150),
-    (50, 130, 205),
-    (95, 85, 200),
-    (180, 80, 190),
-)
+COLOURS = ("e63946", "f47d32", "fac33c", "82be46", "2eaa96", "3282cd", "5f55c8", "b450be")
+PALETTE = tuple(tuple(bytes.fromhex(colour)) for colour in COLOURS)
 BACKGROUND, BALL = (18, 20, 38), (250, 244, 225)
 GRAVITY = 7.0  # picture heights per s^2
 FLIGHT = (0.45, 0.8)  # seconds between two impacts
