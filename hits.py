@@ -117,7 +117,7 @@ def match(seen: list[Hit], heard: list[Hit], within: float) -> list[tuple[Hit, H
     return matches
 
 
-def agreement(seen: list[list[Hit]], heard: list[list[Hit]], within: float = 0.125) -> dict[str, float]:
+def agreement(seen: list[list[Hit]], heard: list[list[Hit]], within: float = 0.125) -> dict[str, float | None]:
     """hit_f1, pitch_accuracy and onset_error_ms (median, matched hits) over all clips, hit for hit."""
     matches = [pair for s, h in zip(seen, heard, strict=True) for pair in match(s, h, within)]
     total = sum(map(len, seen)) + sum(map(len, heard))
@@ -126,7 +126,7 @@ def agreement(seen: list[list[Hit]], heard: list[list[Hit]], within: float = 0.1
     return {
         "hit_f1": 2 * len(matches) / total if total else 1.0,
         "pitch_accuracy": agreeing / len(matches) if matches else 0.0,
-        "onset_error_ms": errors.median().item() if matches else float("nan"),
+        "onset_error_ms": errors.median().item() if matches else None,
         "seen_per_clip": sum(map(len, seen)) / len(seen),
         "heard_per_clip": sum(map(len, heard)) / len(heard),
     }
