@@ -1,6 +1,6 @@
 """Alignment and fidelity of every system, in one table.
 
-    python evaluate.py                      the shipped weights, 512 clips a system
+    python evaluate.py --weight 3           the shipped weights, 512 clips a system
     python evaluate.py --run runs/mine      a discriminator of your own
 
 real         held-out pairs of the world                shuffled     the same, sound and picture of different clips
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
-    parser.add_argument("--solver", choices=SOLVERS, default="dpm++2m", help="(default %(default)s)")
+    parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="(default %(default)s)")
     parser.add_argument("--weight", type=float, default=1.0, help="of the guidance (default %(default)s)")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")

@@ -1,6 +1,6 @@
 """Make clips: guided by the discriminator, and beside them the same noise left to the two base models alone.
 
-    python sample.py                                      8 guided and 8 independent clips from the shipped weights
+    python sample.py --weight 3                           8 guided and 8 independent clips from the shipped weights
     python sample.py --run runs/discriminator             from a discriminator of your own
     python sample.py --given clip.mp4 --keep video        new sound for a given picture
     python sample.py --given clip.mp4 --keep audio        new pictures for a given sound
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
-    parser.add_argument("--solver", choices=SOLVERS, default="dpm++2m", help="(default %(default)s)")
+    parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="(default %(default)s)")
     parser.add_argument(
         "--weight", type=float, default=1.0, help="of the guidance; 1 is the exact joint (default %(default)s)"
     )

@@ -74,7 +74,7 @@ def test_guided_samples_of_the_mixture_fall_on_its_four_modes():
         def forward(self, x, y, t):
             return target.log_ratio(torch.cat([x, y], dim=1), t)
 
-    z = torch.cat(sample(*bases, Exact(), (4000, 1), (4000, 1), 40, generator=generator), dim=1)
+    z = torch.cat(sample(*bases, Exact(), (4000, 1), (4000, 1), 40, 1.0, "dpm++2m", generator), dim=1)
     nearest = (z[:, None] - target.means).norm(dim=2).min(1)
     assert (nearest.values < 0.7).float().mean() > 0.99
     assert_close(torch.bincount(nearest.indices, minlength=4) / 4000, torch.full((4,), 0.25), atol=0.03, rtol=0)

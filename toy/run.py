@@ -160,7 +160,7 @@ def kl_histogram(samples: Tensor, target: Mixture, bins: int = 40, reach: float 
 
 def draw(system: nn.Module | None, bases: tuple, seed: int, weight: float = 1.0, n: int = SAMPLES) -> Tensor:
     generator = torch.Generator().manual_seed(20_000 + seed)
-    return torch.cat(sample(*bases, system, (n, 1), (n, 1), SAMPLE_STEPS, weight, generator=generator), dim=1)
+    return torch.cat(sample(*bases, system, (n, 1), (n, 1), SAMPLE_STEPS, weight, "dpm++2m", generator), dim=1)
 
 
 def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
