@@ -30,12 +30,13 @@ class Mixture:
 
     def _components(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """log w_k N(z; alpha mu_k, S_k) (B, K) and S_k^-1 (alpha mu_k - z) (B, K, D)."""
-        alpha, sigma = (a[:, None, None, None] for a in self.sde.marginal(t))
+        levels, index = t.unique(return_inverse=True)  # one matrix inverse a noise level, not one a sample
+        alpha, sigma = (a[:, None, None, None] for a in self.sde.marginal(levels))
         means, covariances = self.means.to(z), self.covariances.to(z)
-        S = alpha**2 * covariances + sigma**2 * torch.eye(z.shape[1]).to(z)  # (B, K, D, D)
-        offset = alpha[..., 0] * means - z[:, None]  # (B, K, D)
-        pull = (torch.linalg.inv(S) @ offset[..., None])[..., 0]
-        log_density = -0.5 * ((pull * offset).sum(2) + torch.logdet(S) + z.shape[1] * math.log(2 * math.pi))
+        S = alpha**2 * covariances + sigma**2 * torch.eye(z.shape[1]).to(z)  # (levels, K, D, D)
+        offset = (alpha[..., 0] * means)[index] - z[:, None]  # (B, K, D)
+        pull = (torch.linalg.inv(S)[index] * offset[:, :, None]).sum(-1)
+        log_density = -0.5 * ((pull * offset).sum(2) + torch.logdet(S)[index] + z.shape[1] * math.log(2 * math.pi))
         return self.weights.to(z).log() + log_density, pull
 
     def log_density(self, z: Tensor, t: Tensor) -> Tensor:
