@@ -1,6 +1,6 @@
 """The joint discriminator and its loss: what the two frozen base models do not know.
 
-D(v_t, a_t, t) tells real pairs from independent ones at every noise level (Hayakawa et al. 2025, eq. 6). Its logit
+D(v_t, a_t, t) tells real pairs from independent ones at every noise level (Hayakawa et al. 2025, 2405.17842). Its logit
 
     L(v, a, t) = log q_t(v, a) / (p_t(v) p_t(a))                  q: the data, p: the base models
     r_v = -sigma_t dL/dv,   r_a = -sigma_t dL/da                  residual noise: eps_joint = eps_base + r

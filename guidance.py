@@ -1,6 +1,6 @@
 """Guided sampling: two frozen base models become one joint model through the gradient of the discriminator.
 
-    eps_joint = eps_base + w * r,   r = -sigma_t grad L(v_t, a_t, t)          (Hayakawa et al. 2025, eq. 8)
+    eps_joint = eps_base + w * r,   r = -sigma_t grad L(v_t, a_t, t)          (Hayakawa et al. 2025, 2405.17842)
 
 `JointEps` is that line; the solvers below see only a function (states, t) -> eps per state and know nothing of
 guidance. Weight 1 is the exact joint; larger weights trade diversity for alignment; weight 0 is the base models, bit
