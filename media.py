@@ -39,13 +39,6 @@ def mel_filters() -> Tensor:
     return torch.minimum(rising, falling).clamp(min=0)
 
 
-def mel_band(frequency: Tensor) -> Tensor:
-    """The (fractional) index of the mel band centred on a frequency in Hz."""
-    low = 2595 * math.log10(1 + 60 / 700)
-    step = (2595 * math.log10(1 + SAMPLE_RATE / 2 / 700) - low) / (N_MELS + 1)
-    return (2595 * torch.log10(1 + frequency / 700) - low) / step - 1
-
-
 def stft(waveform: Tensor) -> Tensor:
     """(B, samples) -> complex (B, bins, 1 + samples // HOP), scaled so that a full-scale sine has magnitude 1."""
     window = torch.hann_window(N_FFT, device=waveform.device)
