@@ -40,9 +40,8 @@ class ClipFolder:
             raise ValueError(f"{folder} holds no clips ({', '.join(sorted(SUFFIXES))})")
         self.cache = folder / ".mmdisco-cache"
         with ThreadPoolExecutor(workers) as pool:
-            loaded = list(
-                tqdm(pool.map(self._load, paths), total=len(paths), desc="reading clips", disable=len(paths) < 20)
-            )
+            results = pool.map(self._load, paths)
+            loaded = list(tqdm(results, total=len(paths), desc="reading clips", disable=len(paths) < 20))
         self.clips, self.skipped = [], {}
         for path, clip in zip(paths, loaded, strict=True):
             if isinstance(clip, str):
@@ -54,9 +53,7 @@ class ClipFolder:
             raise ValueError(f"none of the {len(paths)} clips in {folder} can be used; the lines above say why")
 
     def _load(self, path: Path) -> tuple[Tensor, Tensor] | str:
-        """Frames and waveform of one file, from the cache where the file has not changed since, or why it cannot
-        serve.
-        """
+        """Frames and waveform of one file, from the cache if it has not changed since, or why it cannot serve."""
         facts = path.stat()
         name = f"{path}|{facts.st_size}|{facts.st_mtime_ns}|{self.size}|{self.fps}|{media.SAMPLE_RATE}"
         cached = self.cache / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.npz"
@@ -89,9 +86,7 @@ class ClipFolder:
         return torch.stack(frames), torch.stack(waveforms)
 
     def batch(self, n: int, generator: torch.Generator, only: str = "both") -> tuple[Tensor | None, Tensor | None]:
-        """n pairs ready for the models: video (n, 3, T, H, W) and log-mel audio (n, 1, n_mels, L), as
-        Xylophone.batch.
-        """
+        """n pairs ready for the models, video (n, 3, T, H, W) and log-mel audio (n, 1, n_mels, L)."""
         frames, waveform = self.windows(n, generator)
         video = media.to_video(frames) if only != "audio" else None
         return video, media.log_mel(waveform) if only != "video" else None

@@ -47,9 +47,7 @@ class Xylophone:
         return video, media.log_mel(self._play(score)) if only != "video" else None
 
     def render(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, list]:
-        """n clips: frames uint8 (n, T, H, W, 3), waveform (n, samples), and per clip its hits (time_s, bar,
-        loudness).
-        """
+        """n clips: frames uint8 (n, T, H, W, 3), waveform (n, samples), hits (time_s, bar, loudness) per clip."""
         score = self._compose(n, generator)
         times, bars, loudness = score["times"], score["bars"], score["loudness"]
         hits = [

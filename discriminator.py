@@ -18,6 +18,8 @@ the sum, in which the repairs log q(v)/p(v) and log q(a)/p(a) mend what the base
 Used by guidance.py (the gradient), train.py (the loss) and, with networks of its own, toy/run.py.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,24 +48,47 @@ def shuffled(x: Tensor, shift: int, group: int) -> Tensor:
     return x.unflatten(0, (-1, group)).roll(-shift, 1).flatten(0, 1)
 
 
-def discriminator_loss(
-    discriminator: nn.Module,
+class Noisy(NamedTuple):
+    """Pairs at noise levels t (B,), and what the base models miss of their noise, eps - eps_base (None: not asked)."""
+
+    vt: Tensor
+    at: Tensor
+    t: Tensor
+    missing: tuple[Tensor, Tensor] | None
+
+
+def perturb_pairs(
     video_model: FrozenModel,
     audio_model: FrozenModel,
-    real: tuple[Tensor, Tensor],
+    pairs: tuple[Tensor, Tensor],
     t: Tensor,
     generator: torch.Generator | None = None,
+    ask_base: bool = True,
+) -> Noisy:
+    """Clean pairs (video (B, ...), audio (B, ...)) at noise levels t, with what the frozen base models say of them."""
+    eps = [mirrored_noise(x, generator) for x in pairs]
+    vt, at = (video_model.sde.perturb(x, t, e) for x, e in zip(pairs, eps, strict=True))
+    if not ask_base:
+        return Noisy(vt, at, t, None)
+    with torch.no_grad():
+        return Noisy(vt, at, t, (eps[0] - video_model(vt, t), eps[1] - audio_model(at, t)))
+
+
+def discriminator_loss(
+    discriminator: nn.Module,
+    sde: VPSDE,
+    real: Noisy,
     bce_weight: float = 1.0,
     noise_weight: float | Tensor = 1.0,
     group: int = 2,
-    generated: tuple[Tensor, Tensor] | None = None,
+    generated: Noisy | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and its parts for clean real pairs (video (B, ...), audio (B, ...)) at noise levels t (B,).
+    """Loss and its parts for real pairs from `perturb_pairs`.
 
     Fakes are either shuffled or generated, and get the same noise kernel as the real pairs. Shuffled: each noisy
     video with the noisy audio of each of the other clips of its group (`group` consecutive clips, which must share
     their t); they cost no further encoding, and cross-entropy on them trains `pair`. `generated`: pairs drawn
-    independently from the base models, of the same shapes as real; cross-entropy on them trains the whole logit. A
+    independently from the base models, at the t of real; cross-entropy on them trains the whole logit. A
     noise_weight (B,) weighs noise levels against each other; being a function of t alone, it does not move the
     minimum. The noise losses are sums over a modality's elements, so they weigh a modality by how much there is to
     explain in it.
@@ -71,11 +96,10 @@ def discriminator_loss(
     Parts, per sample (B,): bce, noise, noise_base (the noise loss without the residual, what the base models reach
     alone) and correct (the mean over real and fake of the share told right).
     """
-    sde = video_model.sde
-    eps = [mirrored_noise(x, generator) for x in real]
+    t = real.t
     noise_weight = torch.as_tensor(noise_weight, dtype=t.dtype, device=t.device)
     with_noise = bool((noise_weight > 0).any())
-    vt, at = (sde.perturb(x, t, e).requires_grad_(with_noise) for x, e in zip(real, eps, strict=True))
+    vt, at = (x.detach().requires_grad_(with_noise) for x in (real.vt, real.at))
 
     feature_v, feature_a, repair = discriminator.encode(vt, at, t)
     pair = discriminator.pair(feature_v, feature_a, t)
@@ -85,7 +109,7 @@ def discriminator_loss(
         fake_logits = [discriminator.pair(feature_v, other, t) for other in others]
     else:
         real_logit = pair + repair
-        fake_logits = [discriminator(*(sde.perturb(x, t, mirrored_noise(x, generator)) for x in generated), t)]
+        fake_logits = [discriminator(generated.vt, generated.at, t)]
     fake_logits = torch.stack(fake_logits)  # (fakes per real, B)
 
     bce = F.softplus(-real_logit) + F.softplus(fake_logits).mean(0)
@@ -93,14 +117,22 @@ def discriminator_loss(
     parts = {"bce": bce, "correct": correct}
     loss = bce_weight * bce.mean()
     if with_noise:
-        with torch.no_grad():
-            base = video_model(vt, t), audio_model(at, t)
         residual = residual_noise(pair + repair, vt, at, t, sde, create_graph=True)
-        left = [e - b for e, b in zip(eps, base, strict=True)]  # what the base models miss
-        parts["noise_base"] = sum(x.flatten(1).square().sum(1) for x in left)
-        parts["noise"] = sum((x - r).flatten(1).square().sum(1) for x, r in zip(left, residual, strict=True))
+        parts["noise_base"] = sum(x.flatten(1).square().sum(1) for x in real.missing)
+        parts["noise"] = sum((x - r).flatten(1).square().sum(1) for x, r in zip(real.missing, residual, strict=True))
         loss = loss + (noise_weight * parts["noise"]).mean()
     return loss, {name: value.detach() for name, value in parts.items()}
+
+
+class Conv1d(nn.Linear):
+    """A convolution over time of x (B, C_in, S), its kernel kept as a matrix (C_out, C_in k), as Muon wants it."""
+
+    def __init__(self, channels_in: int, channels: int, kernel: int = 1, **options: int):
+        super().__init__(channels_in * kernel, channels)
+        self.kernel, self.options = kernel, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.weight.unflatten(1, (-1, self.kernel)), self.bias, **self.options)
 
 
 class TemporalBlock(nn.Module):
@@ -109,9 +141,9 @@ class TemporalBlock(nn.Module):
     def __init__(self, channels: int, embedding: int, dilation: int = 1):
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
-        self.conv1 = nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation)
+        self.conv1 = Conv1d(channels, channels, 3, padding=dilation, dilation=dilation)
         self.film = nn.Linear(embedding, 2 * channels)
-        self.conv2 = nn.Conv1d(channels, channels, 1)
+        self.conv2 = Conv1d(channels, channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.film(embedding)[..., None].chunk(2, dim=1)
@@ -125,31 +157,31 @@ class JointDiscriminator(nn.Module):
     before any pooling, and only then pooled: dL/dv depends on a. SiLU throughout, for the second derivative.
     """
 
-    def __init__(self, size: int = 32, n_mels: int = 64, width: int = 96, embedding: int = 64):
+    def __init__(self, size: int = 32, n_mels: int = 64, width: int = 96, embedding: int = 32, filters: int = 16):
         super().__init__()
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
-        self.video_in = nn.Sequential(
-            nn.Conv2d(48, 32, 1), nn.SiLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.SiLU()
-        )
-        self.video_frame = nn.Linear(32 * (size // 8) ** 2, width)
-        self.audio_in = nn.Conv1d(n_mels, width, 8, stride=4, padding=2)
+        self.video_in = nn.Linear(3 * 8 * 8, filters)
+        self.video_frame = nn.Linear(filters * (size // 4) ** 2, width)
+        self.audio_in = Conv1d(n_mels, width, 8, stride=4, padding=2)
         self.video_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2))
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
-        self.factor_v, self.factor_a = nn.Conv1d(width, width, 1), nn.Conv1d(width, width, 1)
-        self.mix = nn.Conv1d(3 * width, width, 1)
+        self.factor_v, self.factor_a = Conv1d(width, width), Conv1d(width, width)
+        self.mix = Conv1d(3 * width, width)
         self.fusion_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.pair_out, self.repair_v, self.repair_a = (
-            nn.Sequential(nn.Conv1d(width, width, 1), nn.SiLU(), nn.Conv1d(width, 1, 1)) for _ in range(3)
+            nn.Sequential(Conv1d(width, width), nn.SiLU(), Conv1d(width, 1)) for _ in range(3)
         )
 
     def encode(self, video: Tensor, audio: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each modality alone: features of video (B, C, T) and audio (B, C, L/4) in time, and the sum of the repairs
-        (B,).
+        """Each modality alone: features in time of video (B, C, T) and audio (B, C, L/4), and the repairs' sum (B,).
+
+        From pixels to the features of a frame everything is linear, a matched filter: where the noise is far above
+        the picture, a non-linearity would lose what only the sum of many pixels shows.
         """
         embedding = self.time(t)
-        frames = F.pixel_unshuffle(video.transpose(1, 2), 4)  # (B, T, 48, H/4, W/4)
-        b, steps = frames.shape[:2]
-        v = self.video_frame(self.video_in(frames.flatten(0, 1)).flatten(1)).unflatten(0, (b, steps)).transpose(1, 2)
+        kernel = self.video_in.weight.unflatten(1, (3, 8, 8))
+        frames = F.conv2d(video.transpose(1, 2).flatten(0, 1), kernel, self.video_in.bias, stride=4, padding=2)
+        v = self.video_frame(frames.flatten(1)).unflatten(0, (len(video), -1)).transpose(1, 2)
         a = self.audio_in(audio[:, 0])  # (B, C, L/4)
         for block in self.video_blocks:
             v = block(v, embedding)

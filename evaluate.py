@@ -31,7 +31,7 @@ import hits
 import media
 from clips import ClipFolder
 from data import Xylophone
-from discriminator import residual_noise
+from discriminator import perturb_pairs, residual_noise
 from files import run_main, save_json
 from guidance import SOLVERS, sample
 
@@ -69,43 +69,36 @@ def frechet(x: Tensor, y: Tensor) -> float:
     return ((x.mean(0) - y.mean(0)).square().sum() + S1.trace() + S2.trace() - 2 * cross).item()
 
 
-def quantised(video: Tensor) -> Tensor:
-    """Video as a file would hold it: 8 bits a channel."""
-    return media.to_video(media.to_frames(video))
-
-
 def generate(models: tuple, shapes: tuple, args: argparse.Namespace, weight: float, name: str) -> tuple:
-    """n clips in batches, (video, audio), and the seconds that one took."""
+    """n clips, video as a file holds it (8 bits a channel) and audio, and the seconds that one took."""
     start, parts, generator = time.time(), [], torch.Generator().manual_seed(args.seed)
     for first in tqdm(range(0, args.n, BATCH), desc=name):
         sizes = [(min(BATCH, args.n - first), *shape) for shape in shapes]
         clips = sample(*models, *sizes, args.steps, weight, args.solver, generator, device=args.device)
         parts.append([x.cpu() for x in clips])
     video, audio = (torch.cat(x) for x in zip(*parts, strict=True))
-    return quantised(video), audio, (time.time() - start) / args.n
+    return media.to_video(media.to_frames(video)), audio, (time.time() - start) / args.n
 
 
 def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str) -> list[dict[str, float]]:
     """Per noise level, on real pairs: accuracy, mean logits, and what the residual explains in each modality."""
     video_model, audio_model, discriminator = models
-    sde, rows, generator = video_model.sde, [], torch.Generator().manual_seed(seed)
+    rows, generator = [], torch.Generator().manual_seed(seed)
     for level in tqdm(LEVELS, desc="noise levels"):
         totals = {}
-        for v0, a0 in zip(real[0].split(BATCH), real[1].split(BATCH), strict=True):
-            t = torch.full((len(v0),), level, device=device)
-            eps = [torch.randn(x.shape, generator=generator).to(device) for x in (v0, a0)]
-            vt, at = (sde.perturb(x.to(device), t, e).requires_grad_() for x, e in zip((v0, a0), eps, strict=True))
+        for pairs in zip(*(x.to(device).split(BATCH) for x in real), strict=True):
+            t = torch.full((len(pairs[0]),), level, device=device)
+            noisy = perturb_pairs(video_model, audio_model, pairs, t, generator)
+            vt, at = noisy.vt.requires_grad_(), noisy.at.requires_grad_()
             v, a, repair = discriminator.encode(vt, at, t)
             pair = discriminator.pair(v, a, t)
-            residual = residual_noise(pair + repair, vt, at, t, sde)
+            residual = residual_noise(pair + repair, vt, at, t, video_model.sde)
             with torch.no_grad():
                 shuffled = discriminator.pair(v, a.roll(1, 0), t)
-                base = video_model(vt, t), audio_model(at, t)
             row = {"accuracy": ((pair > 0).float() + (shuffled <= 0).float()) / 2, "pair_real": pair}
             row |= {"pair_shuffled": shuffled, "bce": F.softplus(-pair) + F.softplus(shuffled)}
-            for name, e, b, r in zip(("video", "audio"), eps, base, residual, strict=True):
-                missing = (e - b).flatten(1)
-                r = r.flatten(1)
+            for name, missing, r in zip(("video", "audio"), noisy.missing, residual, strict=True):
+                missing, r = missing.flatten(1), r.flatten(1)
                 row |= {f"{name}_noise_base": missing.square().sum(1), f"{name}_noise": (missing - r).square().sum(1)}
                 row |= {f"{name}_dot": (missing * r).sum(1), f"{name}_r2": r.square().sum(1)}
             for key, value in row.items():
@@ -154,22 +147,18 @@ def main(argv: list[str] | None = None) -> None:
         row = {"hit_f1": None, "pitch_accuracy": None, "alignment": None, "onset_error_ms": None}
         if args.data == "xylophone":
             row |= hits.agreement(hits.see(v), hits.hear(a), within=1 / world.fps)
-        row["video_frechet"], row["audio_frechet"] = (
-            frechet(net(x), y) for net, x, y in zip(features, (v, a), truth, strict=True)
-        )
-        systems[name] = row | {"seconds_per_clip": seconds}
+        video_d, audio_d = (frechet(net(x), y) for net, x, y in zip(features, (v, a), truth, strict=True))
+        systems[name] = row | {"video_frechet": video_d, "audio_frechet": audio_d, "seconds_per_clip": seconds}
     if args.data == "xylophone":
         product = {name: row["hit_f1"] * row["pitch_accuracy"] for name, row in systems.items()}
         for name, row in systems.items():
             row["alignment"] = (product[name] - product["shuffled"]) / (product["real"] - product["shuffled"])
     levels = by_level(models, (video, audio), args.seed, args.device)
+    parameters = [sum(p.numel() for p in model.parameters()) for model in models]
     report = {
         **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
         "systems": systems,
-        "parameters": {
-            kind: sum(p.numel() for p in model.parameters())
-            for kind, model in zip(("video", "audio", "discriminator"), models, strict=True)
-        },
+        "parameters": dict(zip(("video", "audio", "discriminator"), parameters, strict=True)),
         "mutual_information_nats": next(row["pair_real"] for row in levels if row["t"] == INFORMATION_LEVEL),
         "levels": levels,
     }
@@ -183,11 +172,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def print_table(report: dict) -> None:
-    columns = ["hit_f1", "pitch_accuracy", "alignment", "onset_error_ms"]
-    columns += ["video_frechet", "audio_frechet", "seconds_per_clip"]
-    print(f"{'':12}" + "".join(f"{name:>17}" for name in columns))
+    columns = list(report["systems"]["real"])
+    print(f"{'':12}" + "".join(f"{name:>16}" for name in columns))
     for system, row in report["systems"].items():
-        print(f"{system:12}" + "".join(f"{'':>17}" if row[c] is None else f"{row[c]:17.4f}" for c in columns))
+        print(f"{system:12}" + "".join(" " * 16 if row[c] is None else f"{row[c]:16.4f}" for c in columns))
     columns = ["t", "accuracy", "bce", "pair_real"]
     columns += ["video_explained", "audio_explained", "video_cosine", "audio_cosine"]
     print("".join(f"{name:>16}" for name in columns))

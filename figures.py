@@ -22,13 +22,8 @@ def save_sheet(path: Path, video: Tensor | None, audio: Tensor | None, titles: S
     kinds = [x for x in (video, audio) if x is not None]
     clips, rows = len(kinds[0]), len(kinds)
     ratios = ([1.0] if video is not None else []) + ([1.4] if audio is not None else [])
-    figure, axes = plt.subplots(
-        clips * rows,
-        1,
-        figsize=(12, 1.05 * clips * sum(ratios)),
-        squeeze=False,
-        gridspec_kw={"height_ratios": ratios * clips},
-    )
+    size, grid = (12, 1.05 * clips * sum(ratios)), {"height_ratios": ratios * clips}
+    figure, axes = plt.subplots(clips * rows, 1, figsize=size, squeeze=False, gridspec_kw=grid)
     axes = iter(axes[:, 0])
     for clip in range(clips):
         if video is not None:
@@ -62,11 +57,8 @@ def save_curves(path: Path, history: list[dict]) -> None:
         top.plot([e["step"] for e in entries], [e["loss"][name] for e in entries])
         top.set(title=name, xlabel="step")
         level = entries[-1]["levels"][name]
-        bottom.plot(
-            [(b + 0.5) / len(level) for b in range(len(level))],
-            [v if v is not None else float("nan") for v in level],
-            "o-",
-        )
+        middles = [(b + 0.5) / len(level) for b in range(len(level))]
+        bottom.plot(middles, [float("nan") if v is None else v for v in level], "o-")
         bottom.set(xlabel="t, at the last step")
         if min(e["loss"][name] for e in entries) > 0 and name != "correct":
             top.set_yscale("log")

@@ -1,6 +1,6 @@
 """Files written whole or not at all, and errors told in one line.
 
-Used by train.py, sample.py, evaluate.py and toy/run.py for every file they leave behind.
+Used by every script, for every file it leaves behind.
 """
 
 import json

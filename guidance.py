@@ -45,10 +45,10 @@ class JointEps:
         self.given, self.generator = given, generator
 
     def __call__(self, states: States, t: Tensor) -> States:
-        states = tuple(
-            x if known is None else self.sde.perturb(known, t, noise_like(known, self.generator))
-            for x, known in zip(states, self.given, strict=True)
-        )
+        def noised(x: Tensor) -> Tensor:
+            return self.sde.perturb(x, t, self.sde.prior(x.shape, self.generator, x.device, x.dtype))
+
+        states = tuple(x if known is None else noised(known) for x, known in zip(states, self.given, strict=True))
         with torch.no_grad():
             base = [
                 model(x, t) if known is None else torch.zeros_like(x)
@@ -60,12 +60,6 @@ class JointEps:
             vt, at = (x.detach().requires_grad_() for x in states)
             residual = residual_noise(self.discriminator(vt, at, t), vt, at, t, self.sde)
         return tuple(eps + w * r for eps, w, r in zip(base, self.weights, residual, strict=True))
-
-
-def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise of x's shape and type, drawn on the generator's device, so that seeds carry over."""
-    device = generator.device if generator is not None else x.device
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)
 
 
 def time_grid(steps: int, sde: VPSDE) -> Tensor:
@@ -87,10 +81,9 @@ def denoise(
 ) -> Iterator[States]:
     """Carry states from t = 1 to t_min, one call of eps_model a step; yields the states after each step.
 
-    ddim      x_s = alpha_s x0 + sigma_s eps                                    (Song et al. 2021, 2010.02502 eq. 12)
-    dpm++2m   the same in lambda = log alpha/sigma, x0 extrapolated from the last two (Lu et al. 2022, 2211.01095 alg.
-    2) ddpm      x_s ~ q(x_s | x_t, x0), the ancestral step                        (Ho et al. 2020, 2006.11239 eq. 6
-    and 7)
+    ddim      x_s = alpha_s x0 + sigma_s eps                                (Song et al. 2021, 2010.02502, eq. 12)
+    dpm++2m   the same in lambda = log alpha/sigma, x0 extrapolated         (Lu et al. 2022, 2211.01095, alg. 2)
+    ddpm      x_s ~ q(x_s | x_t, x0), the ancestral step                    (Ho et al. 2020, 2006.11239, eq. 6, 7)
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
@@ -116,7 +109,8 @@ def denoise(
             kept = alpha / alpha_s
             fresh = 1 - (kept * sigma_s / sigma) ** 2  # = sigma_{t|s}^2 / sigma_t^2
             mean = [kept * (sigma_s / sigma) ** 2 * x + alpha_s * fresh * d for x, d in zip(states, x0, strict=True)]
-            states = tuple(m + fresh**0.5 * sigma_s * noise_like(m, generator) for m in mean)
+            noise = (sde.prior(m.shape, generator, m.device, m.dtype) for m in mean)
+            states = tuple(m + fresh**0.5 * sigma_s * z for m, z in zip(mean, noise, strict=True))
         yield states
 
 
@@ -137,9 +131,8 @@ def sample(
     """Draw (video, audio) of the given shapes (B, ...); a given modality is returned as it came.
 
     With a learned discriminator the ancestral sampler is the safer default: its fresh noise forgets the errors of
-    earlier steps (README, results). With exact scores dpm++2m is the
-    more accurate. Guided and unguided runs from equal seeds start from the same noise, so they can be compared clip
-    by clip.
+    earlier steps (README, results). With exact scores dpm++2m is the more accurate.
+    Guided and unguided runs from equal seeds start from the same noise and can be compared clip by clip.
     """
     sde = video_model.sde
     given = (given_video, given_audio)

@@ -105,9 +105,7 @@ def hear(audio: Tensor) -> list[list[Hit]]:
 
 def match(seen: list[Hit], heard: list[Hit], within: float) -> list[tuple[Hit, Hit]]:
     """One-to-one pairs of hits at most `within` seconds apart, the closest first."""
-    pairs = sorted(
-        ((abs(s[0] - h[0]), i, j) for i, s in enumerate(seen) for j, h in enumerate(heard)), key=lambda pair: pair[0]
-    )
+    pairs = sorted((abs(s[0] - h[0]), i, j) for i, s in enumerate(seen) for j, h in enumerate(heard))
     used_i, used_j, matches = set(), set(), []
     for gap, i, j in pairs:
         if gap <= within and i not in used_i and j not in used_j:

@@ -26,22 +26,14 @@ def average(window: list, step: int) -> dict:
 
 
 def summary(run: dict) -> dict:
-    """report.json: the last tenth of the run's windows, averaged."""
+    """report.json: each part of the loss over the last tenth of the run, and per noise level in its last window."""
     last = run["history"][-max(1, len(run["history"]) // 10) :]
-    names = last[-1]["loss"] if last else ()
+    loss = {name: [h["loss"][name] for h in last if name in h["loss"]] for name in (last[-1]["loss"] if last else ())}
     return {
         "steps": run["step"],
         "seconds": run["seconds"],
         "steps_per_second": run["step"] / max(run["seconds"], 1e-9),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "loss": {name: mean([h["loss"].get(name) for h in last]) for name in names},
-        "levels": {
-            name: [mean([h["levels"][name][b] for h in last if name in h["levels"]]) for b in range(LEVELS)]
-            for name in names
-        },
+        "loss": {name: sum(values) / len(values) for name, values in loss.items()},
+        "levels": last[-1]["levels"] if last else {},
     }
-
-
-def mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

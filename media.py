@@ -73,12 +73,11 @@ def griffin_lim(spectrogram: Tensor, iterations: int = 48) -> Tensor:
     length = mel.shape[-1] * HOP
     phase = torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(0)).to(mel.device) * 2 * math.pi
     angles, previous = torch.polar(torch.ones_like(magnitude), phase), torch.zeros(1, device=mel.device)
-    for _ in range(iterations):
+    for _ in range(iterations + 1):
         wave = torch.istft(magnitude * angles * (window.sum() / 2), N_FFT, HOP, window=window, length=length)
         consistent = stft(wave)
         angles = consistent + 0.9 * (consistent - previous)
         angles, previous = angles / angles.abs().clamp(min=1e-9), consistent
-    wave = torch.istft(magnitude * angles * (window.sum() / 2), N_FFT, HOP, window=window, length=length)
     return wave / wave.abs().amax(dim=-1, keepdim=True).clamp(min=1)
 
 

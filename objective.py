@@ -1,26 +1,31 @@
-"""What one training step minimises: a batch drawn, perturbed and judged, for a base model or for the discriminator.
+"""What one training step minimises, in two halves: a batch drawn and perturbed, and its loss.
 
     base            E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2
-    discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first part of a run: it is
-    cheap and
-                    finds the pairing; then with the noise loss, which makes the gradient right
+    discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first part of a run: it is cheap
+                    and finds the pairing; then with the noise loss, which makes the gradient right
+
+Batch k is a function of the seed and of k alone, so that a resumed run sees the batches of an undisturbed one; it is
+made (rendering, noise, and for the discriminator both base models) in a thread of its own while the last is in use.
 
 Used by train.py.
 """
 
 import argparse
-from collections.abc import Callable
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
-from discriminator import discriminator_loss
+from discriminator import discriminator_loss, perturb_pairs
 from guidance import sample
 from score import VPSDE
 
-LEVEL_MEAN, LEVEL_SPREAD = 0.0, 0.9  # of logit t, where the discriminator trains
+LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.7  # of logit t, where the discriminator trains
 GROUP = 4  # clips that share a noise level: each is told from the three others
 FAKES = 1024  # pairs drawn from the base models for --fakes generated
 
@@ -32,7 +37,7 @@ def levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
 
 
 def discriminator_levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
-    """n noise levels for the discriminator, logit-normal: nine in ten between 0.2 and 0.8, where hits are decided.
+    """n noise levels for the discriminator, logit-normal: nine in ten between 0.26 and 0.78, where hits are decided.
 
     Below, the clips are settled; above, there is nothing to tell. Stratified like `levels`.
     """
@@ -40,14 +45,21 @@ def discriminator_levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tens
     return torch.sigmoid(LEVEL_MEAN + LEVEL_SPREAD * torch.special.ndtri(u.double())).float().clamp(sde.t_min, 1)
 
 
-def base_loss(network: nn.Module, sde: VPSDE, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, dict, Tensor]:
+def ahead(make: Callable[[int], tuple], first: int) -> Iterator[tuple]:
+    """make(first), make(first + 1), ..., each made in a second thread, on one core, while the last is in use."""
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        coming = deque(pool.submit(make, first + k) for k in range(2))
+        for k in itertools.count(first + 2):
+            yield coming.popleft().result()
+            coming.append(pool.submit(make, k))
+
+
+def base_loss(network: nn.Module, sde: VPSDE, x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict, Tensor]:
     """E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2, a mean over elements; returns loss, parts per sample and t (B,).
 
     The weight makes it the error of v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, 2202.00512): neither the fine
     detail at small t nor the layout at large t, where it is decided when hits happen, is drowned by the other.
     """
-    t = levels(len(x0), sde, generator).to(x0.device)
-    eps = torch.randn(x0.shape, generator=generator).to(x0.device)
     with mixed_precision(x0.device):
         x0_hat = network(sde.perturb(x0, t, eps), t)
     error = (x0_hat - x0).square().flatten(1).mean(1) / sde.marginal(t)[1] ** 2
@@ -72,34 +84,43 @@ class Fast(nn.Module):
             return self.network(xt, t)
 
 
-def make_loss(
-    args: argparse.Namespace, network: nn.Module, world, sde: VPSDE, generator: torch.Generator, bases: tuple
-) -> Callable[[float], tuple[Tensor, dict[str, Tensor], Tensor]]:
-    """step(progress) -> (loss, parts per sample, t): one batch drawn, perturbed and judged."""
+def make_objective(
+    args: argparse.Namespace, network: nn.Module, world, sde: VPSDE, bases: tuple
+) -> tuple[Callable[[int], tuple], Callable[[tuple, float], tuple[Tensor, dict[str, Tensor], Tensor]]]:
+    """make_batch(k) and loss_of(batch, progress) -> (loss, parts per sample, t)."""
     device = torch.device(args.device)
 
-    def base_step(progress: float):
-        video, audio = world.batch(args.batch, generator, only=args.model)
-        return base_loss(network, sde, (video if args.model == "video" else audio).to(device), generator)
+    def randomness(k: int) -> torch.Generator:
+        return torch.Generator().manual_seed(args.seed * 2**32 + k)
 
-    def discriminator_step(progress: float):
+    def base_batch(k: int) -> tuple:
+        generator = randomness(k)
+        video, audio = world.batch(args.batch, generator, only=args.model)
+        x0 = video if args.model == "video" else audio
+        t, eps = levels(args.batch, sde, generator), torch.randn(x0.shape, generator=generator)
+        return x0.to(device), t.to(device), eps.to(device)
+
+    def discriminator_batch(k: int) -> tuple:
+        generator = randomness(k)
         real = [x.to(device) for x in world.batch(args.batch, generator)]
-        generated = None
-        if args.fakes == "generated":
-            rows = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)
-            generated = [x[rows].to(device) for x in fake_pool]
         t = discriminator_levels(args.batch // GROUP, sde, generator).repeat_interleave(GROUP).to(device)
+        noisy = perturb_pairs(*bases, real, t, generator)
+        if args.fakes == "shuffled":
+            return noisy, None
+        rows = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)
+        return noisy, perturb_pairs(*bases, [x[rows].to(device) for x in fake_pool], t, generator, ask_base=False)
+
+    def discriminator_step(batch: tuple, progress: float) -> tuple:
+        real, generated = batch
         # sigma^2: at small t base models err in every pixel, which says nothing of the pairing and would drown the rest
-        noise_weight = args.noise_weight * sde.marginal(t)[1] ** 2 if progress >= args.warmup else 0.0
-        loss, parts = discriminator_loss(
-            network, *bases, real, t, generator, args.bce_weight, noise_weight, GROUP, generated
-        )
-        return loss, parts, t
+        noise_weight = args.noise_weight * sde.marginal(real.t)[1] ** 2 if progress >= args.warmup else 0.0
+        loss, parts = discriminator_loss(network, sde, real, args.bce_weight, noise_weight, GROUP, generated)
+        return loss, parts, real.t
 
     if args.model != "discriminator":
-        return base_step
+        return base_batch, lambda batch, progress: base_loss(network, sde, *batch)
     fake_pool = generated_fakes(args, world, bases) if args.fakes == "generated" else None
-    return discriminator_step
+    return discriminator_batch, discriminator_step
 
 
 def generated_fakes(args: argparse.Namespace, world, bases: tuple) -> tuple[Tensor, Tensor]:
@@ -107,9 +128,8 @@ def generated_fakes(args: argparse.Namespace, world, bases: tuple) -> tuple[Tens
     path = args.out / "fakes.pt"
     if not path.exists():
         generator, pool = torch.Generator().manual_seed(args.seed), []
-        video, audio = world.batch(1, generator)
+        shapes = [(32, *x.shape[1:]) for x in world.batch(1, generator)]
         for _ in tqdm(range(FAKES // 32), desc="fakes from the base models"):
-            shapes = (32, *video.shape[1:]), (32, *audio.shape[1:])
             pool.append([x.cpu() for x in sample(*bases, None, *shapes, generator=generator, device=args.device)])
         checkpoint.save(path, {"video": torch.cat([p[0] for p in pool]), "audio": torch.cat([p[1] for p in pool])})
     state = checkpoint.load(path)

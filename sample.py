@@ -9,6 +9,7 @@ Writes mp4, wav and spectrograms, a page that plays them (index.html), contact.p
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -68,14 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="(default %(default)s)")
-    parser.add_argument(
-        "--weight", type=float, default=1.0, help="of the guidance; 1 is the exact joint (default %(default)s)"
-    )
+    parser.add_argument("--weight", type=float, default=1.0, help="of the guidance (default 1, the exact joint)")
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, one modality of which is kept")
     parser.add_argument("--keep", choices=("audio", "video"), help="the modality of --given to keep")
-    parser.add_argument(
-        "--run", type=Path, default=checkpoint.PRETRAINED, help="folder with model.pt, video.pt, audio.pt"
-    )
+    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("samples"))
@@ -91,9 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     given = {}
     if args.given:
         video, audio = given_clip(args.given, args.n)
-        given = (
-            {"given_video": video.to(args.device)} if args.keep == "video" else {"given_audio": audio.to(args.device)}
-        )
+        given = {f"given_{args.keep}": (video if args.keep == "video" else audio).to(args.device)}
     clips, agreements, sheet = {}, {}, []
     for system, weight in (("guided", args.weight), ("independent", 0.0)):
         print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
@@ -107,10 +102,9 @@ def main(argv: list[str] | None = None) -> None:
         clips[system] = write_clips(args.out, system, video, audio)
         seen, heard = hits.see(video), hits.hear(audio)
         agreements[system] = hits.agreement(seen, heard)
-        sheet += list(zip(video, audio, captions(system, seen, heard), strict=True))[:4]
+        sheet.append(zip(video[:4], audio[:4], captions(system, seen, heard)[:4], strict=True))
 
-    order = sorted(range(len(sheet)), key=lambda i: i % (len(sheet) // 2))  # guided 0, independent 0, guided 1, ...
-    video, audio, titles = zip(*(sheet[i] for i in order), strict=True)
+    video, audio, titles = zip(*itertools.chain(*zip(*sheet, strict=True)), strict=True)  # guided, independent, ...
     figures.save_sheet(args.out / "contact.png", torch.stack(video), torch.stack(audio), titles)
 
     rows = [dict(zip(clips, files, strict=True)) for files in zip(*clips.values(), strict=True)]

@@ -58,10 +58,10 @@ class VPSDE:
         """g(t) = sqrt(beta(t))."""
         return torch.sqrt(self.beta(t))
 
-    def prior(self, shape: tuple, generator: torch.Generator | None = None, device: str = "cpu") -> Tensor:
+    def prior(self, shape: tuple, generator: torch.Generator | None = None, device="cpu", dtype=None) -> Tensor:
         """x_1 ~ N(0, I); drawn on the generator's own device, so that a seed gives the same start everywhere."""
         source = generator.device if generator is not None else device
-        return torch.randn(shape, generator=generator, device=source).to(device)
+        return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
 
     def eps_to_score(self, eps: Tensor, t: Tensor) -> Tensor:
         """score = -eps / sigma_t."""

@@ -3,7 +3,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from discriminator import JointDiscriminator, discriminator_loss, mirrored_noise, residual_noise, shuffled
+from discriminator import (
+    Conv1d,
+    JointDiscriminator,
+    discriminator_loss,
+    mirrored_noise,
+    perturb_pairs,
+    residual_noise,
+    shuffled,
+)
 from score import VPSDE, FrozenModel
 from toy.run import TinyDiscriminator
 from toy.target import ExactEps, gaussian
@@ -66,12 +74,16 @@ def test_residual_of_the_exact_log_ratio_turns_base_scores_into_the_joint_score(
     assert_close(SDE.eps_to_score(eps, t).detach(), TARGET.score(z, t))
 
 
+def loss_of(network, pairs, t, generator, *weights, **options):
+    return discriminator_loss(network, SDE, perturb_pairs(*BASES, pairs, t, generator), *weights, **options)
+
+
 def loss_at(scale: float, bce_weight: float, noise_weight: float, n: int = 50_000) -> float:
     generator, network = torch.Generator().manual_seed(0), ExactRatio()
     network.scale.data.fill_(scale)
     x, y = TARGET.sample(n, generator).double().split(1, dim=1)
     t = torch.rand(n // 4, generator=generator, dtype=torch.float64).repeat_interleave(4) * 0.5 + 0.01
-    return discriminator_loss(network, *BASES, (x, y), t, generator, bce_weight, noise_weight, 4)[0].item()
+    return loss_of(network, (x, y), t, generator, bce_weight, noise_weight, 4)[0].item()
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
@@ -88,7 +100,7 @@ def test_noise_loss_at_the_optimum_is_the_closed_form_posterior_variance():
     generator, n, level = torch.Generator().manual_seed(0), 400_000, 0.3
     x, y = TARGET.sample(n, generator).double().split(1, dim=1)
     t = torch.full((n,), level, dtype=torch.float64)
-    _, parts = discriminator_loss(ExactRatio(), *BASES, (x, y), t, generator)
+    _, parts = loss_of(ExactRatio(), (x, y), t, generator)
     alpha, sigma = (a.item() for a in SDE.marginal(t[:1]))
     r = alpha**2 * RHO
     assert parts["noise"].mean().item() == pytest.approx(2 - sigma**2 * 2 / (1 - r**2), abs=0.005)
@@ -100,7 +112,7 @@ def test_cross_entropy_of_an_ignorant_discriminator_is_two_ln_two(generator):
     network.scale.data.zero_()
     x, y = TARGET.sample(8, generator).double().split(1, dim=1)
     t = torch.full((8,), 0.3, dtype=torch.float64)
-    loss, parts = discriminator_loss(network, *BASES, (x, y), t, generator, noise_weight=0.0)
+    loss, parts = loss_of(network, (x, y), t, generator, noise_weight=0.0)
     assert loss.item() == pytest.approx(2 * torch.log(torch.tensor(2.0)).item())
     assert set(parts) == {"bce", "correct"}
 
@@ -114,7 +126,7 @@ def small_case() -> tuple:
     t = torch.rand(8, generator=generator, dtype=torch.float64).repeat_interleave(2) * 0.8 + 0.05
 
     def loss():
-        return discriminator_loss(network, *BASES, (x, y), t, torch.Generator().manual_seed(2))[0]
+        return loss_of(network, (x, y), t, torch.Generator().manual_seed(2))[0]
 
     return network, loss
 
@@ -143,10 +155,11 @@ def test_cross_entropy_on_shuffled_fakes_leaves_the_repairs_alone(generator):
         (torch.randn(2, 3, 16, 32, 32, generator=generator), torch.randn(2, 1, 64, 128, generator=generator))
         for _ in range(2)
     )
+    t = torch.tensor([0.2, 0.2])
+    real, generated = (perturb_pairs(*BASES, pairs, t, generator, ask_base=False) for pairs in (real, generated))
     for fakes in (None, generated):
         network.zero_grad()
-        t = torch.tensor([0.2, 0.2])
-        discriminator_loss(network, *BASES, real, t, generator, noise_weight=0.0, generated=fakes)[0].backward()
+        discriminator_loss(network, SDE, real, noise_weight=0.0, generated=fakes)[0].backward()
         assert (network.repair_v[2].weight.grad is None) is (fakes is None)
 
 
@@ -163,9 +176,7 @@ def test_cross_entropy_equals_one_computed_pair_by_pair():
     network, _ = small_case()
     x, y = TARGET.sample(8, torch.Generator().manual_seed(3)).double().split(1, dim=1)
     t = torch.tensor([0.1, 0.4], dtype=torch.float64).repeat_interleave(4)
-    loss, _ = discriminator_loss(
-        network, *BASES, (x, y), t, torch.Generator().manual_seed(4), noise_weight=0.0, group=4
-    )
+    loss, _ = loss_of(network, (x, y), t, torch.Generator().manual_seed(4), noise_weight=0.0, group=4)
     noise = torch.Generator().manual_seed(4)
     xt, yt = (SDE.perturb(z, t, mirrored_noise(z, noise)) for z in (x, y))
     total = 0.0
@@ -185,3 +196,10 @@ def test_mirrored_noise_is_standard_and_mirrored(generator):
 def test_discriminator_takes_time_axes_of_any_two_lengths(generator):
     v, a = torch.randn(2, 3, 8, 32, 32, generator=generator), torch.randn(2, 1, 64, 256, generator=generator)
     assert JointDiscriminator()(v, a, torch.tensor([0.1, 0.9])).shape == (2,)
+
+
+def test_convolution_with_a_matrix_for_a_kernel_is_the_convolution(generator):
+    ours, theirs = Conv1d(3, 5, 4, stride=2, padding=1), nn.Conv1d(3, 5, 4, stride=2, padding=1)
+    theirs.weight.data, theirs.bias.data = ours.weight.data.view(5, 3, 4), ours.bias.data
+    x = torch.randn(2, 3, 20, generator=generator)
+    assert_close(ours(x), theirs(x))

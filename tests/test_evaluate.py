@@ -7,6 +7,7 @@ import torch
 import evaluate
 import media
 from data import Xylophone
+from discriminator import mirrored_noise
 
 
 def test_frechet_distance_of_known_gaussians(generator):
@@ -76,7 +77,7 @@ def test_what_the_residual_explains_is_all_for_the_missing_noise_itself(bases, g
 
         def missing(logit, vt, at, t, sde, scale=scale):
             noise = torch.Generator().manual_seed(9)
-            eps = [torch.randn(x.shape, generator=noise) for x in (vt, at)]
+            eps = [mirrored_noise(x, noise) for x in (vt, at)]
             return tuple(scale * (e - m(x, t)).detach() for e, m, x in zip(eps, models, (vt, at), strict=False))
 
         monkeypatch.setattr(evaluate, "residual_noise", missing)

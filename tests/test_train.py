@@ -1,7 +1,10 @@
+import contextlib
+import itertools
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from torch.testing import assert_close
 import checkpoint
 import objective
 import train
+from data import Xylophone
 from score import VPSDE
 
 ROOT = Path(train.__file__).parent
@@ -34,21 +38,14 @@ def weights(run: Path) -> dict:
 def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(kind, bases, tmp_path, monkeypatch):
     train.train(train.parse([kind, *small(bases, tmp_path / "whole")]))
 
-    class StopsAtThree(train.Interrupt):
-        def __enter__(self):
-            self.steps = 0
-            return self
-
-        @property
-        def asked(self):
-            self.steps += 1
-            return self.steps == 4
-
-        def __exit__(self, *_):
-            pass
+    @contextlib.contextmanager
+    def stops_at_three():
+        asked = threading.Event()
+        asked.is_set = iter([False] * 3 + [True] * 9).__next__
+        yield asked
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "Interrupt", StopsAtThree)
+        patch.setattr(train, "interruptible", stops_at_three)
         train.train(train.parse([kind, *small(bases, tmp_path / "parts")]))
     assert checkpoint.load(tmp_path / "parts" / "last.pt")["step"] == 3
     train.train(train.parse(["--resume", str(tmp_path / "parts")]))
@@ -91,7 +88,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(bases, 
     def broken(*_):
         return torch.tensor(torch.nan, requires_grad=True), {}, torch.zeros(4)
 
-    monkeypatch.setattr(train, "make_loss", lambda *_: broken)
+    monkeypatch.setattr(train, "make_objective", lambda *_: (lambda k: (), broken))
     with pytest.raises(FloatingPointError, match="the loss is nan at step 6"):
         train.train(train.parse(["--resume", str(tmp_path), "--steps", "9"]))
     assert (tmp_path / "last.pt").read_bytes() == before
@@ -109,17 +106,33 @@ def test_noise_levels_are_stratified(generator):
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    assert train.learning_rate(0, 0.0, 1.0) == pytest.approx(0.01)
-    assert train.learning_rate(5000, 0.5, 1.0) == pytest.approx(0.5)
-    assert train.learning_rate(10_000, 1.0, 1.0) == pytest.approx(0.0)
+    assert train.learning_rate(0, 0.0) == pytest.approx(0.01)
+    assert train.learning_rate(5000, 0.5) == pytest.approx(0.5)
+    assert train.learning_rate(10_000, 1.0) == pytest.approx(0.0)
 
 
 def test_base_loss_of_the_exact_clip_is_zero_and_of_silence_is_known(generator):
     """x0_hat = 0 costs E|x0|^2 / sigma^2."""
     sde, x0 = VPSDE(), torch.full((64, 1, 4, 4), 0.5)
-    assert objective.base_loss(lambda xt, t: x0, sde, x0, generator)[0] == 0
-    loss, _, t = objective.base_loss(lambda xt, t: torch.zeros_like(xt), sde, x0, generator)
+    t, eps = objective.levels(64, sde, generator), torch.randn(x0.shape, generator=generator)
+    assert objective.base_loss(lambda xt, t: x0, sde, x0, t, eps)[0] == 0
+    loss, _, _ = objective.base_loss(lambda xt, t: torch.zeros_like(xt), sde, x0, t, eps)
     assert_close(loss, (0.25 / sde.marginal(t)[1] ** 2).mean())
+
+
+def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(bases):
+    assert list(itertools.islice(objective.ahead(lambda k: k, 3), 4)) == [3, 4, 5, 6]
+    args, sde = train.parse(["audio", "--batch", "4"]), VPSDE()
+    make, _ = objective.make_objective(args, None, Xylophone(), sde, ())
+    assert all(torch.equal(x, y) for x, y in zip(make(7), make(7), strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(make(7), make(8), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["discriminator", "audio"])
+def test_each_parameter_has_one_optimizer(kind):
+    network = checkpoint.NETWORKS[kind]()
+    groups = [g["params"] for o in train.make_optimizers(network, kind, 1e-2) for g in o.param_groups]
+    assert sorted(map(id, itertools.chain(*groups))) == sorted(map(id, network.parameters()))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules i
 
 from tqdm import tqdm
 
-from discriminator import discriminator_loss, residual_noise
+from discriminator import discriminator_loss, perturb_pairs, residual_noise
 from files import run_main, save_json
 from guidance import sample
 from score import VPSDE, FrozenModel, TimeFeatures
@@ -107,7 +107,8 @@ def train(system: str, target_name: str, rho: float, seed: int, steps: int = TRA
         x, y = target.sample(BATCH // 2, generator).repeat(2, 1).split(1, dim=1)  # twice, for mirrored noise
         u = torch.rand(BATCH // (2 * GROUP), generator=generator).repeat_interleave(GROUP).repeat(2)
         t = t_min + (1 - t_min) * u**2
-        loss, _ = discriminator_loss(network, *bases, (x, y), t, generator, bce_weight, noise_weight, GROUP)
+        noisy = perturb_pairs(*bases, (x, y), t, generator, ask_base=noise_weight > 0)
+        loss, _ = discriminator_loss(network, bases[0].sde, noisy, bce_weight, noise_weight, GROUP)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -177,15 +178,13 @@ def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
     x, y = target.sample(SAMPLES, torch.Generator().manual_seed(30_000 + seed)).split(1, dim=1)
     with torch.no_grad():
         estimate = systems["both"](x, y, torch.full((SAMPLES,), bases[0].sde.t_min)).mean().item()
+    exact = mutual_information(target, None if mixture else args.rho)
     report = {
         "rho": None if mixture else args.rho,
         "score_error": {name: sum(e) / len(e) for name, e in errors.items()},
         "kl": {name: kl(s) for name, s in samples.items()},
         "rho_hat": {name: s.T.corrcoef()[0, 1].item() for name, s in samples.items()},
-        "mutual_information": {
-            "estimate": estimate,
-            "exact": mutual_information(target, None if mixture else args.rho),
-        },
+        "mutual_information": {"estimate": estimate, "exact": exact},
         "weights": {},
     }
     for weight in (0.0, 1.0, 2.0):
@@ -234,10 +233,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in SYSTEMS:
         print(f"{name:10} " + "  ".join(cell(key, name) for key in ("score_error", "kl", "rho_hat")))
     for weight in report["weights"]:
-        print(
-            f"both, weight {weight}: rho_hat {cell('weights', weight, 'rho_hat')}, "
-            f"variance {cell('weights', weight, 'variance')}"
-        )
+        rho_hat, variance = (cell("weights", weight, key) for key in ("rho_hat", "variance"))
+        print(f"both, weight {weight}: rho_hat {rho_hat}, variance {variance}")
     exact = report["mutual_information"]["exact"]
     print(f"mutual information {cell('mutual_information', 'estimate')} nats, exact {exact:.4f}")
     print(f"{report['seconds']:.0f} s a seed; figures and report.json in {args.out}")
