@@ -118,8 +118,9 @@ def discriminator_loss(
     loss = bce_weight * bce.mean()
     if with_noise:
         residual = residual_noise(pair + repair, vt, at, t, sde, create_graph=True)
-        parts["noise_base"] = sum(x.flatten(1).square().sum(1) for x in real.missing)
-        parts["noise"] = sum((x - r).flatten(1).square().sum(1) for x, r in zip(real.missing, residual, strict=True))
+        parts["noise_base"] = sum(x.square().flatten(1).sum(1) for x in real.missing)
+        noise = [F.mse_loss(r, x, reduction="none") for r, x in zip(residual, real.missing, strict=True)]
+        parts["noise"] = sum(x.flatten(1).sum(1) for x in noise)
         loss = loss + (noise_weight * parts["noise"]).mean()
     return loss, {name: value.detach() for name, value in parts.items()}
 
