@@ -31,7 +31,7 @@ from clips import ClipFolder
 from data import Xylophone
 from files import run_main, save_json
 from guidance import sample
-from objective import GROUP, Fast, ahead, make_objective
+from objective import GROUP, ahead, make_objective
 from score import VPSDE, FrozenModel
 
 DEFAULTS = {  # what was used for the shipped weights, on 2 cores
@@ -116,8 +116,6 @@ def train(args: argparse.Namespace) -> None:
     bases = ()
     if args.model == "discriminator":
         bases = tuple(checkpoint.load_base(args.bases / f"{k}.pt", k, sde, args.device) for k in ("video", "audio"))
-        for base in bases:
-            base.network = Fast(base.network)
     world = Xylophone() if args.data == "xylophone" else ClipFolder(Path(args.data))
     make_batch, loss_of = make_objective(args, network, world, sde, bases)
 
