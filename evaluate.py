@@ -1,6 +1,6 @@
 """Alignment and fidelity of every system, in one table.
 
-    python evaluate.py --weight 3           the shipped weights, 512 clips a system
+    python evaluate.py                      the shipped weights, 512 clips a system
     python evaluate.py --run runs/mine      a discriminator of your own
 
 real         held-out pairs of the world                shuffled     the same, sound and picture of different clips
@@ -69,7 +69,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
     return ((x.mean(0) - y.mean(0)).square().sum() + S1.trace() + S2.trace() - 2 * cross).item()
 
 
-def generate(models: tuple, shapes: tuple, args: argparse.Namespace, weight: float, name: str) -> tuple:
+def generate(models: tuple, shapes: tuple, args: argparse.Namespace, weight: tuple, name: str) -> tuple:
     """n clips, video as a file holds it (8 bits a channel) and audio, and the seconds that one took."""
     start, parts, generator = time.time(), [], torch.Generator().manual_seed(args.seed)
     for first in tqdm(range(0, args.n, BATCH), desc=name):
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="(default %(default)s)")
-    parser.add_argument("--weight", type=float, default=1.0, help="of the guidance (default %(default)s)")
+    parser.add_argument("--weight", type=float, nargs="+", default=[3.0, 2.0], help="video's, audio's (default 3 2)")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
@@ -128,6 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.n < 2 or args.steps < 1:
         parser.error("--n must be at least 2 and --steps at least 1")
+    if len(args.weight) > 2:
+        parser.error("--weight takes one number, or one for video and one for audio")
 
     models = checkpoint.load_run(args.run, args.device)
     world = Xylophone() if args.data == "xylophone" else ClipFolder(Path(args.data))
@@ -137,8 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     clips = {
         "real": (video, audio, None),
         "shuffled": (video, audio.roll(1, 0), None),
-        "independent": generate(models, shapes, args, 0.0, "independent"),
-        "guided": generate(models, shapes, args, args.weight, "guided"),
+        "independent": generate(models, shapes, args, (0.0, 0.0), "independent"),
+        "guided": generate(models, shapes, args, (args.weight[0], args.weight[-1]), "guided"),
     }
     features = RandomFeatures(3, 3), RandomFeatures(1, 2)
     truth = [net(x) for net, x in zip(features, reference, strict=True)]

@@ -84,9 +84,13 @@ def amplitude(audio: Tensor) -> Tensor:
 
 
 def hear(audio: Tensor) -> list[list[Hit]]:
-    """Onsets in log-mel audio (B, 1, n_mels, L): peaks of the amplitude gained within 62 ms, at least 0.2 s apart."""
+    """Onsets in log-mel audio (B, 1, n_mels, L): peaks of the amplitude gained within 62 ms, at least 0.2 s apart.
+
+    Only bands whose amplitude at least doubles count: a ringing note may swell by a decibel or two without being struck.
+    """
     sound, notes, column = amplitude(audio), templates(), media.HOP / media.SAMPLE_RATE
-    gain = (sound[:, :, 4:] - sound[:, :, :-4]).clamp(min=0)  # (B, n_mels, L - 4), centred on column l + 2
+    before, after = sound[:, :, :-4], sound[:, :, 4:]
+    gain = (after - before) * (after > 2 * before)  # (B, n_mels, L - 4), centred on column l + 2
     flux = gain.square().sum(1).sqrt()
     apart = round(0.2 / column) // 2
     flux[:, flux.shape[1] - round(EDGE / column) :] = 0

@@ -1,6 +1,6 @@
 """Make clips: guided by the discriminator, and beside them the same noise left to the two base models alone.
 
-    python sample.py --weight 3                           8 guided and 8 independent clips from the shipped weights
+    python sample.py --weight 3 2                         8 guided and 8 independent clips from the shipped weights
     python sample.py --run runs/discriminator             from a discriminator of your own
     python sample.py --given clip.mp4 --keep video        new sound for a given picture
     python sample.py --given clip.mp4 --keep audio        new pictures for a given sound
@@ -69,7 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="(default %(default)s)")
-    parser.add_argument("--weight", type=float, default=1.0, help="of the guidance (default 1, the exact joint)")
+    parser.add_argument(
+        "--weight", type=float, nargs="+", default=[1.0],
+        help="of the guidance, one or video's and audio's (default 1, the exact joint; aligned best: 3 2)",
+    )  # fmt: skip
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, one modality of which is kept")
     parser.add_argument("--keep", choices=("audio", "video"), help="the modality of --given to keep")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
@@ -79,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.n < 1 or args.steps < 1:
         parser.error("--n and --steps must be at least 1")
+    if len(args.weight) > 2:
+        parser.error("--weight takes one number, or one for video and one for audio")
     if bool(args.given) != bool(args.keep):
         parser.error("--given CLIP and --keep audio|video go together")
 
@@ -90,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         video, audio = given_clip(args.given, args.n)
         given = {f"given_{args.keep}": (video if args.keep == "video" else audio).to(args.device)}
     clips, agreements, sheet = {}, {}, []
-    for system, weight in (("guided", args.weight), ("independent", 0.0)):
+    for system, weight in (("guided", (args.weight[0], args.weight[-1])), ("independent", 0.0)):
         print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
         video, audio = sample(
             video_model, audio_model, discriminator, *shapes, args.steps, weight, args.solver,
@@ -119,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
         "seconds": time.time() - start,
-        "network_calls": {"base": base_calls, "discriminator": args.steps if args.weight else 0},
+        "network_calls": {"base": base_calls, "discriminator": args.steps if any(args.weight) else 0},
         "alignment": found["guided"],
         "alignment_independent": found["independent"],
         "seed": args.seed,

@@ -49,6 +49,17 @@ def test_agreement_by_hand():
     assert 20 <= score["onset_error_ms"] <= 40.1
 
 
+def test_a_note_that_swells_while_it_rings_is_not_struck_again_and_a_quiet_strike_over_it_is():
+    ringing = WORLD.notes[3]  # two seconds of one bar, struck at time 0
+    time = torch.arange(len(ringing)) / media.SAMPLE_RATE
+    swelling = ringing * (1 + 0.25 * torch.sin(2 * torch.pi * 6 * time))  # 2 dB up and down, six times a second
+    again = ringing.clone()
+    again[8000:] += 0.3 * ringing[:-8000]  # the same bar once more, 0.5 s later
+    silence = torch.zeros(3200)
+    waves = torch.stack([torch.cat([silence, x])[: WORLD.samples] for x in (ringing, swelling, again)])
+    assert [len(found) for found in hits.hear(media.log_mel(waves))] == [1, 1, 2]
+
+
 def test_silence_and_stillness_hold_no_hits():
     assert hits.hear(torch.full((2, 1, 64, 128), -1.0)) == [[], []]
     dark = torch.full((2, 3, 16, 32, 32), -0.9)
