@@ -86,7 +86,7 @@ def amplitude(audio: Tensor) -> Tensor:
 def hear(audio: Tensor) -> list[list[Hit]]:
     """Onsets in log-mel audio (B, 1, n_mels, L): peaks of the amplitude gained within 62 ms, at least 0.2 s apart.
 
-    Only bands whose amplitude at least doubles count: a ringing note may swell by a decibel or two without being struck.
+    Only bands whose amplitude at least doubles count: a ringing note may swell by a decibel or two without a strike.
     """
     sound, notes, column = amplitude(audio), templates(), media.HOP / media.SAMPLE_RATE
     before, after = sound[:, :, :-4], sound[:, :, 4:]
