@@ -2,8 +2,7 @@
 
 Any container, picture size, frame rate and sound that FFmpeg reads, subfolders included. Each file is decoded once,
 at the model's frame rate, size and sample rate, into a cache beside the clips; a batch is then random windows of it,
-in which sound and picture are cut at the same instant. Files that cannot serve are named once, with the reason, and
-left out.
+in which sound and picture are cut at the same instant. Unfit files are named once, with the reason, and left out.
 
 Used by train.py --data FOLDER and evaluate.py --data FOLDER.
 """

@@ -85,13 +85,11 @@ def discriminator_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and its parts for real pairs from `perturb_pairs`.
 
-    Fakes are either shuffled or generated, and get the same noise kernel as the real pairs. Shuffled: each noisy
-    video with the noisy audio of each of the other clips of its group (`group` consecutive clips, which must share
-    their t); they cost no further encoding, and cross-entropy on them trains `pair`. `generated`: pairs drawn
-    independently from the base models, at the t of real; cross-entropy on them trains the whole logit. A
-    noise_weight (B,) weighs noise levels against each other; being a function of t alone, it does not move the
-    minimum. The noise losses are sums over a modality's elements, so they weigh a modality by how much there is to
-    explain in it.
+    Fakes get the same noise kernel as the real pairs. Shuffled: each noisy video with the noisy audio of each other
+    clip of its group (`group` consecutive clips, which must share their t); they cost no further encoding, and
+    cross-entropy on them trains `pair`. `generated`: pairs drawn independently from the base models, at the t of real;
+    cross-entropy on them trains the whole logit. A noise_weight (B,), a function of t alone, weighs noise levels
+    without moving the minimum. The noise losses are sums over elements: a modality weighs what it has to explain.
 
     Parts, per sample (B,): bce, noise, noise_base (the noise loss without the residual, what the base models reach
     alone) and correct (the mean over real and fake of the share told right).
@@ -105,7 +103,7 @@ def discriminator_loss(
     pair = discriminator.pair(feature_v, feature_a, t)
     if generated is None:
         real_logit = pair
-        others = [shuffled(feature_a, k, group) for k in range(1, group)]
+        others = (shuffled(feature_a, k, group) for k in range(1, group))
         fake_logits = [discriminator.pair(feature_v, other, t) for other in others]
     else:
         real_logit = pair + repair
@@ -126,29 +124,32 @@ def discriminator_loss(
 
 
 class Conv1d(nn.Linear):
-    """A convolution over time of x (B, C_in, S), its kernel kept as a matrix (C_out, C_in k), as Muon wants it."""
+    """A convolution over time of x (B, S, C_in), S kept, as one matrix product; a matrix is also what Muon wants."""
 
-    def __init__(self, channels_in: int, channels: int, kernel: int = 1, **options: int):
+    def __init__(self, channels_in: int, channels: int, kernel: int, dilation: int = 1):
         super().__init__(channels_in * kernel, channels)
-        self.kernel, self.options = kernel, options
+        self.kernel, self.dilation = kernel, dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self.weight.unflatten(1, (-1, self.kernel)), self.bias, **self.options)
+        reach = self.dilation * (self.kernel - 1)
+        padded = F.pad(x, (0, 0, reach // 2, reach - reach // 2))
+        taps = [padded[:, k * self.dilation :][:, : x.shape[1]] for k in range(self.kernel)]
+        return super().forward(torch.cat(taps, dim=2))
 
 
 class TemporalBlock(nn.Module):
-    """x + conv(SiLU(scale(t) * conv(SiLU(norm(x))) + shift(t))) along time; x (B, C, S)."""
+    """x + linear(SiLU(scale(t) * conv(SiLU(norm(x))) + shift(t))) along time; x (B, S, C)."""
 
     def __init__(self, channels: int, embedding: int, dilation: int = 1):
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
-        self.conv1 = Conv1d(channels, channels, 3, padding=dilation, dilation=dilation)
+        self.norm = nn.LayerNorm(channels)
+        self.conv = Conv1d(channels, channels, 3, dilation)
         self.film = nn.Linear(embedding, 2 * channels)
-        self.conv2 = Conv1d(channels, channels)
+        self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.film(embedding)[..., None].chunk(2, dim=1)
-        return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x))) * (1 + scale) + shift))
+        scale, shift = self.film(embedding)[:, None].chunk(2, dim=2)
+        return x + self.out(F.silu(self.conv(F.silu(self.norm(x))) * (1 + scale) + shift))
 
 
 class JointDiscriminator(nn.Module):
@@ -161,29 +162,30 @@ class JointDiscriminator(nn.Module):
     def __init__(self, size: int = 32, n_mels: int = 64, width: int = 96, embedding: int = 32, filters: int = 16):
         super().__init__()
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
-        self.video_in = nn.Linear(3 * 8 * 8, filters)
-        self.video_frame = nn.Linear(filters * (size // 4) ** 2, width)
-        self.audio_in = Conv1d(n_mels, width, 8, stride=4, padding=2)
+        self.video_in, self.video_frame = nn.Linear(3 * 8 * 8, filters), nn.Linear(filters * (size // 4) ** 2, width)
+        self.audio_in, self.audio_step = nn.Linear(8 * 8, filters), nn.Linear(filters * (n_mels // 2), width)
         self.video_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2))
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
-        self.factor_v, self.factor_a = Conv1d(width, width), Conv1d(width, width)
-        self.mix = Conv1d(3 * width, width)
+        self.factor_v, self.factor_a = nn.Linear(width, width), nn.Linear(width, width)
+        self.mix = nn.Linear(3 * width, width)
         self.fusion_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.pair_out, self.repair_v, self.repair_a = (
-            nn.Sequential(Conv1d(width, width), nn.SiLU(), Conv1d(width, 1)) for _ in range(3)
+            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(3)
         )
 
     def encode(self, video: Tensor, audio: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each modality alone: features in time of video (B, C, T) and audio (B, C, L/4), and the repairs' sum (B,).
+        """Each modality alone: features in time of video (B, T, C) and audio (B, L/4, C), and the repairs' sum (B,).
 
-        From pixels to the features of a frame everything is linear, a matched filter: where the noise is far above
-        the picture, a non-linearity would lose what only the sum of many pixels shows.
+        From pixels to the features of a time step everything is linear, a matched filter: where the noise is far above
+        the picture, a non-linearity would lose what only the sum of many pixels shows. Its first layer is a few filters
+        of 8 x 8, the same all over the frame or the spectrogram, so that what is learned at one place serves at all.
         """
         embedding = self.time(t)
-        kernel = self.video_in.weight.unflatten(1, (3, 8, 8))
-        frames = F.conv2d(video.transpose(1, 2).flatten(0, 1), kernel, self.video_in.bias, stride=4, padding=2)
-        v = self.video_frame(frames.flatten(1)).unflatten(0, (len(video), -1)).transpose(1, 2)
-        a = self.audio_in(audio[:, 0])  # (B, C, L/4)
+        kernel_v, kernel_a = self.video_in.weight.unflatten(1, (3, 8, 8)), self.audio_in.weight.unflatten(1, (1, 8, 8))
+        frames = F.conv2d(video.transpose(1, 2).flatten(0, 1), kernel_v, self.video_in.bias, stride=4, padding=2)
+        v = self.video_frame(frames.flatten(1)).unflatten(0, (len(video), -1))
+        steps = F.conv2d(audio, kernel_a, self.audio_in.bias, stride=(2, 4), padding=(3, 2))  # (B, F, n_mels/2, L/4)
+        a = self.audio_step(steps.transpose(1, 3).flatten(2))
         for block in self.video_blocks:
             v = block(v, embedding)
         for block in self.audio_blocks:
@@ -193,8 +195,8 @@ class JointDiscriminator(nn.Module):
     def pair(self, v: Tensor, a: Tensor, t: Tensor) -> Tensor:
         """The pair term (B,) of two encoded modalities: mixed per time step first, pooled last."""
         embedding = self.time(t)
-        v = F.interpolate(v, a.shape[2], mode="linear")  # one time axis
-        joint = self.mix(torch.cat([v, a, self.factor_v(v) * self.factor_a(a)], dim=1))  # (B, C, L/4)
+        v = F.interpolate(v.transpose(1, 2), a.shape[1], mode="linear").transpose(1, 2)  # one time axis
+        joint = self.mix(torch.cat([v, a, self.factor_v(v) * self.factor_a(a)], dim=2))  # (B, L/4, C)
         for block in self.fusion_blocks:
             joint = block(joint, embedding)
         return self.pair_out(joint).sum((1, 2))

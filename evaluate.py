@@ -9,10 +9,9 @@ independent  the two base models, each on its own       guided       the same wi
     alignment = (hit_f1 * pitch_accuracy - that of shuffled) / (that of real - that of shuffled)       0 chance, 1 real
 
 Hits come from the detectors of hits.py. The Frechet distance, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), is taken
-to other held-out real clips in the features of a fixed random network: good for comparing the systems of one table,
-not for more. Below it, by noise level on held-out real pairs: how well real and shuffled are told apart, and what the
-residual explains of the noise that the base models leave, (noise_base - noise) / noise_base and its cosine with eps -
-eps_base.
+to other held-out real clips in the features of a fixed random network: it compares the systems of one table. Below, by
+noise level on held-out real pairs: how well real and shuffled are told apart, and what the residual explains of the
+noise that the base models leave, (noise_base - noise) / noise_base and its cosine with eps - eps_base.
 """
 
 import argparse
@@ -100,16 +99,15 @@ def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str)
             for name, missing, r in zip(("video", "audio"), noisy.missing, residual, strict=True):
                 missing, r = missing.flatten(1), r.flatten(1)
                 row |= {f"{name}_noise_base": missing.square().sum(1), f"{name}_noise": (missing - r).square().sum(1)}
-                row |= {f"{name}_dot": (missing * r).sum(1), f"{name}_r2": r.square().sum(1)}
+                row[f"{name}_r2"] = r.square().sum(1)
             for key, value in row.items():
                 totals.setdefault(key, []).append(value.detach())
         mean = {key: torch.cat(value).mean().item() for key, value in totals.items()}
         out = {"t": level, **{k: mean[k] for k in ("accuracy", "bce", "pair_real", "pair_shuffled")}}
         for name in ("video", "audio"):
-            base, dot, r2 = (mean[f"{name}_{k}"] for k in ("noise_base", "dot", "r2"))
-            out[f"{name}_noise_base"], out[f"{name}_noise"] = base, mean[f"{name}_noise"]
-            out[f"{name}_explained"] = (base - mean[f"{name}_noise"]) / base
-            out[f"{name}_cosine"] = dot / math.sqrt(base * r2 + 1e-30)
+            base, noise, r2 = (mean[f"{name}_{k}"] for k in ("noise_base", "noise", "r2"))
+            out |= {f"{name}_noise_base": base, f"{name}_noise": noise, f"{name}_explained": (base - noise) / base}
+            out[f"{name}_cosine"] = (base + r2 - noise) / 2 / math.sqrt(base * r2 + 1e-30)
         rows.append(out)
     return rows
 
@@ -118,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
-    parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="(default %(default)s)")
+    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
     parser.add_argument("--weight", type=float, nargs="+", default=[3.0, 2.0], help="video's, audio's (default 3 2)")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")

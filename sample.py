@@ -68,11 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
-    parser.add_argument("--solver", choices=SOLVERS, default="ddpm", help="(default %(default)s)")
-    parser.add_argument(
-        "--weight", type=float, nargs="+", default=[1.0],
-        help="of the guidance, one or video's and audio's (default 1, the exact joint; aligned best: 3 2)",
-    )  # fmt: skip
+    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
+    parser.add_argument("--weight", type=float, nargs="+", default=[1.0], help="video's, audio's (default 1, exact)")
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, one modality of which is kept")
     parser.add_argument("--keep", choices=("audio", "video"), help="the modality of --given to keep")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")

@@ -5,10 +5,7 @@
     python train.py                               the discriminator, on the two shipped base models
     python train.py discriminator --data FOLDER   the same on a folder of your own clips
     python train.py --resume runs/discriminator   go on where a run stopped (Ctrl-C saves)
-
-Base models minimise |x0_hat(x_t, t) - x_0|^2 / sigma_t^2; the discriminator minimises discriminator_loss
-(discriminator.py), first its cross-entropy alone, which is cheap and finds the pairing, then with the noise loss,
-which makes its gradient right.
+What a step minimises is in objective.py.
 """
 
 import argparse
@@ -198,7 +195,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         stored = checkpoint.load(Path(args.resume) / "last.pt")["args"]
         for name in ("model", "data", "batch", "lr", "bce_weight", "noise_weight", "warmup", "fakes", "seed"):
             setattr(args, name, stored[name])
-        args.steps, args.minutes = args.steps or stored["steps"], args.minutes or stored["minutes"]
+        if args.steps is None and args.minutes is None:
+            args.steps, args.minutes = stored["steps"], stored["minutes"]
         args.bases, args.out = Path(stored["bases"]), Path(args.resume)
     for name, value in DEFAULTS[args.model].items():
         if getattr(args, name) is None:

@@ -198,8 +198,10 @@ def test_discriminator_takes_time_axes_of_any_two_lengths(generator):
     assert JointDiscriminator()(v, a, torch.tensor([0.1, 0.9])).shape == (2,)
 
 
-def test_convolution_with_a_matrix_for_a_kernel_is_the_convolution(generator):
-    ours, theirs = Conv1d(3, 5, 4, stride=2, padding=1), nn.Conv1d(3, 5, 4, stride=2, padding=1)
-    theirs.weight.data, theirs.bias.data = ours.weight.data.view(5, 3, 4), ours.bias.data
-    x = torch.randn(2, 3, 20, generator=generator)
-    assert_close(ours(x), theirs(x))
+@pytest.mark.parametrize("dilation", [1, 4])
+def test_convolution_as_one_matrix_product_is_the_convolution(dilation, generator):
+    ours, theirs = Conv1d(6, 5, 3, dilation), nn.Conv1d(6, 5, 3, padding=dilation, dilation=dilation)
+    theirs.weight.data = ours.weight.data.view(5, 3, 6).transpose(1, 2)
+    theirs.bias.data = ours.bias.data
+    x = torch.randn(2, 20, 6, generator=generator)
+    assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2))

@@ -121,7 +121,7 @@ def test_base_loss_of_the_exact_clip_is_zero_and_of_silence_is_known(generator):
 
 
 def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(bases):
-    assert list(itertools.islice(objective.ahead(lambda k: k, 3), 4)) == [3, 4, 5, 6]
+    assert list(itertools.islice(objective.ahead(lambda k: k, 3), 40)) == list(range(3, 43))
     args, sde = train.parse(["audio", "--batch", "4"]), VPSDE()
     make, _ = objective.make_objective(args, None, Xylophone(), sde, ())
     assert all(torch.equal(x, y) for x, y in zip(make(7), make(7), strict=True))
