@@ -96,7 +96,7 @@ def make_objective(
         real = [x.to(device) for x in world.batch(args.batch, generator)]
         t = discriminator_levels(args.batch // GROUP, sde, generator).repeat_interleave(GROUP).to(device)
         with mixed_precision(device, inference=True):
-            noisy = perturb_pairs(*bases, real, t, generator)
+            noisy = perturb_pairs(*bases, real, t, generator, ask_base=args.noise_weight > 0)
         if args.fakes == "shuffled":
             return noisy, None
         rows = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)
