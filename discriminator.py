@@ -142,14 +142,15 @@ class TemporalBlock(nn.Module):
 
     def __init__(self, channels: int, embedding: int, dilation: int = 1):
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.GroupNorm(8, channels)
         self.conv = Conv1d(channels, channels, 3, dilation)
         self.film = nn.Linear(embedding, 2 * channels)
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.film(embedding)[:, None].chunk(2, dim=2)
-        return x + self.out(F.silu(self.conv(F.silu(self.norm(x))) * (1 + scale) + shift))
+        normal = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.out(F.silu(self.conv(F.silu(normal)) * (1 + scale) + shift))
 
 
 class JointDiscriminator(nn.Module):
@@ -163,7 +164,7 @@ class JointDiscriminator(nn.Module):
         super().__init__()
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
         self.video_in, self.video_frame = nn.Linear(3 * 8 * 8, filters), nn.Linear(filters * (size // 4) ** 2, width)
-        self.audio_in, self.audio_step = nn.Linear(8 * 8, filters), nn.Linear(filters * (n_mels // 2), width)
+        self.audio_in = nn.Linear(n_mels * 8, width)
         self.video_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2))
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.factor_v, self.factor_a = nn.Linear(width, width), nn.Linear(width, width)
@@ -177,15 +178,13 @@ class JointDiscriminator(nn.Module):
         """Each modality alone: features in time of video (B, T, C) and audio (B, L/4, C), and the repairs' sum (B,).
 
         From pixels to the features of a time step everything is linear, a matched filter: where the noise is far above
-        the picture, a non-linearity would lose what only the sum of many pixels shows. Its first layer is a few filters
-        of 8 x 8, the same all over the frame or the spectrogram, so that what is learned at one place serves at all.
+        the picture, a non-linearity would lose what only the sum of many pixels shows.
         """
         embedding = self.time(t)
-        kernel_v, kernel_a = self.video_in.weight.unflatten(1, (3, 8, 8)), self.audio_in.weight.unflatten(1, (1, 8, 8))
+        kernel_v, kernel_a = self.video_in.weight.unflatten(1, (3, 8, 8)), self.audio_in.weight.unflatten(1, (-1, 8))
         frames = F.conv2d(video.transpose(1, 2).flatten(0, 1), kernel_v, self.video_in.bias, stride=4, padding=2)
         v = self.video_frame(frames.flatten(1)).unflatten(0, (len(video), -1))
-        steps = F.conv2d(audio, kernel_a, self.audio_in.bias, stride=(2, 4), padding=(3, 2))  # (B, F, n_mels/2, L/4)
-        a = self.audio_step(steps.transpose(1, 3).flatten(2))
+        a = F.conv1d(audio[:, 0], kernel_a, self.audio_in.bias, stride=4, padding=2).transpose(1, 2)
         for block in self.video_blocks:
             v = block(v, embedding)
         for block in self.audio_blocks:
