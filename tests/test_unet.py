@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from score import VPSDE
-from unet import SKIP_SCALE, AudioUNet, VideoUNet
+from unet import SKIP_AUDIO, AudioUNet, VideoUNet
 
 SDE = VPSDE()
 CASES = [(VideoUNet, (2, 3, 16, 32, 32)), (AudioUNet, (2, 1, 64, 128))]
@@ -35,7 +35,7 @@ def test_skip_follows_its_equation_and_trusts_the_clip_where_noise_is_weak(gener
     """An untrained body returns 0, so x0_hat = c x_t / alpha_t with c = s^2 / (s^2 + (sigma_t / alpha_t)^2)."""
     x, t = torch.randn(3, 1, 64, 128, generator=generator), torch.tensor([SDE.t_min, 0.1, 1.0])
     alpha, sigma = SDE.marginal(t)
-    c = SKIP_SCALE**2 / (SKIP_SCALE**2 + (sigma / alpha) ** 2)
+    c = SKIP_AUDIO**2 / (SKIP_AUDIO**2 + (sigma / alpha) ** 2)
     model = AudioUNet()
     torch.nn.init.zeros_(model.body.out[2].bias)
     assert_close(model(x, t), (c / alpha)[:, None, None, None] * x)
