@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
-    parser.add_argument("--weight", type=float, nargs="+", default=[1.0], help="video's, audio's (default 1, exact)")
+    parser.add_argument("--weight", type=float, nargs="+", default=[1.0], help="one, or video's, audio's (default 1)")
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, one modality of which is kept")
     parser.add_argument("--keep", choices=("audio", "video"), help="the modality of --given to keep")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")

@@ -16,7 +16,7 @@ import checkpoint
 import objective
 import train
 from data import Xylophone
-from score import VPSDE
+from score import VPSDE, FrozenModel
 
 ROOT = Path(train.__file__).parent
 
@@ -63,6 +63,20 @@ def test_noise_loss_joins_after_the_warm_up_and_generated_fakes_work(bases, tmp_
     assert (tmp_path / "fakes.pt").exists()
     networks = checkpoint.load_run(tmp_path)
     assert networks[2].repair_v[2].weight.norm() > 0
+
+
+def test_without_a_noise_loss_the_base_models_are_not_asked(bases, tmp_path, monkeypatch):
+    monkeypatch.setattr(FrozenModel, "forward", lambda *_: pytest.fail("a base model was asked"))
+    train.train(train.parse(small(bases, tmp_path, "--noise-weight", "0")))
+    losses = json.loads((tmp_path / "report.json").read_text())["loss"]
+    assert set(losses) == {"bce", "correct"}
+
+
+def test_the_budget_of_a_resumed_run_is_what_is_asked_for_and_else_its_own(bases, tmp_path):
+    train.train(train.parse(small(bases, tmp_path)))
+    resumed = train.parse(["--resume", str(tmp_path), "--minutes", "5"])
+    assert resumed.steps is None and resumed.minutes == 5
+    assert train.parse(["--resume", str(tmp_path)]).steps == 6
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(bases, tmp_path):

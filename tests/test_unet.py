@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from score import VPSDE
-from unet import SKIP_AUDIO, AudioUNet, VideoUNet
+from score import VPSDE, expand
+from unet import SKIP_AUDIO, SKIP_VIDEO, AudioUNet, VideoUNet
 
 SDE = VPSDE()
 CASES = [(VideoUNet, (2, 3, 16, 32, 32)), (AudioUNet, (2, 1, 64, 128))]
@@ -31,15 +31,18 @@ def test_clips_of_a_batch_do_not_mix(network, shape, generator):
     assert_close(model(x, t)[:1], model(x[:1], t[:1]), rtol=1e-4, atol=1e-5)
 
 
-def test_skip_follows_its_equation_and_trusts_the_clip_where_noise_is_weak(generator):
+@pytest.mark.parametrize(
+    ("network", "shape", "s"), [(*c, s) for c, s in zip(CASES, (SKIP_VIDEO, SKIP_AUDIO), strict=True)]
+)
+def test_skip_follows_its_equation_and_trusts_the_clip_where_noise_is_weak(network, shape, s, generator):
     """An untrained body returns 0, so x0_hat = c x_t / alpha_t with c = s^2 / (s^2 + (sigma_t / alpha_t)^2)."""
-    x, t = torch.randn(3, 1, 64, 128, generator=generator), torch.tensor([SDE.t_min, 0.1, 1.0])
+    x, t = torch.randn(3, *shape[1:], generator=generator), torch.tensor([SDE.t_min, 0.1, 1.0])
     alpha, sigma = SDE.marginal(t)
-    c = SKIP_AUDIO**2 / (SKIP_AUDIO**2 + (sigma / alpha) ** 2)
-    model = AudioUNet()
+    c = s**2 / (s**2 + (sigma / alpha) ** 2)
+    model = network()
     torch.nn.init.zeros_(model.body.out[2].bias)
-    assert_close(model(x, t), (c / alpha)[:, None, None, None] * x)
-    assert c[0] > 0.98 and c[2] < 1e-5
+    assert_close(model(x, t), expand(c / alpha, x) * x)
+    assert c[0] > 0.9 and c[2] < 1e-5
 
 
 def test_parameters_are_few():
