@@ -48,8 +48,7 @@ def load_network(path: Path, kind: str, device: str = "cpu") -> nn.Module:
     try:
         network.load_state_dict({name: value.float() for name, value in state["model"].items()})
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not fit {NETWORKS[kind].__name__}: {reason}") from error
+        raise ValueError(f"{path} is no {NETWORKS[kind].__name__}: {' '.join(str(error).split())[:300]}") from error
     return network.eval()
 
 

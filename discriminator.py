@@ -11,9 +11,10 @@ is trained by cross-entropy and, because a good classifier may have a poor gradi
     noise = |eps_base_v + r_v - eps_v|^2 + |eps_base_a + r_a - eps_a|^2      minimised by the true joint score
     loss  = bce_weight * bce + noise_weight * noise
 
-The logit has two parts by name, L = pair(v, a, t) + repair_v(v, t) + repair_a(a, t). Shuffled fakes have the
-marginals of the data, so cross-entropy on them trains `pair` alone, log q(v,a) / (q(v) q(a)); the noise loss trains
-the sum, in which the repairs log q(v)/p(v) and log q(a)/p(a) mend what the base models got wrong.
+The logit has parts by name, L = pair(v, a, t) + repair_v(v, t) + repair_a(a, t). Shuffled fakes have the marginals
+of the data, so cross-entropy on them trains `pair` alone, log q(v,a) / (q(v) q(a)). Clips drawn from a base model
+against real ones train its repair, log q(v)/p(v) or log q(a)/p(a): what the base model got wrong. The noise loss
+trains the sum.
 
 Used by guidance.py (the gradient), train.py (the loss) and, with networks of its own, toy/run.py.
 """
@@ -81,41 +82,47 @@ def discriminator_loss(
     bce_weight: float = 1.0,
     noise_weight: float | Tensor = 1.0,
     group: int = 2,
+    fakes: str = "shuffled",
     generated: Noisy | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and its parts for real pairs from `perturb_pairs`.
 
-    Fakes get the same noise kernel as the real pairs. Shuffled: each noisy video with the noisy audio of each other
-    clip of its group (`group` consecutive clips, which must share their t); they cost no further encoding, and
-    cross-entropy on them trains `pair`. `generated`: pairs drawn independently from the base models, at the t of real;
-    cross-entropy on them trains the whole logit. A noise_weight (B,), a function of t alone, weighs noise levels
-    without moving the minimum. The noise losses are sums over elements: a modality weighs what it has to explain.
+    Fakes get the same noise kernel as the real pairs:
+        shuffled    each noisy video with the noisy audio of each other clip of its group (`group` consecutive clips,
+                    which must share their t), to train `pair`
+        generated   pairs drawn independently from the base models, at the t of real, to train the whole logit
+        both        shuffled for `pair`; each modality of generated pairs against real ones for its repair, whose own
+                    layers alone learn from it: an encoder would learn a few generated clips by heart
+    A noise_weight (B,), a function of t alone, weighs noise levels without moving the minimum. The noise losses are
+    sums over elements: a modality weighs what it has to explain.
 
-    Parts, per sample (B,): bce, noise, noise_base (the noise loss without the residual, what the base models reach
-    alone) and correct (the mean over real and fake of the share told right).
+    Parts, per sample (B,): bce (of pairs), noise, noise_base (the noise loss without the residual, what the base models
+    reach alone) and correct (the mean over real and fake pairs of the share told right).
     """
     t = real.t
     noise_weight = torch.as_tensor(noise_weight, dtype=t.dtype, device=t.device)
     with_noise = bool((noise_weight > 0).any())
     vt, at = (x.detach().requires_grad_(with_noise) for x in (real.vt, real.at))
 
-    feature_v, feature_a, repair = discriminator.encode(vt, at, t)
-    pair = discriminator.pair(feature_v, feature_a, t)
-    if generated is None:
-        real_logit = pair
-        others = (shuffled(feature_a, k, group) for k in range(1, group))
-        fake_logits = [discriminator.pair(feature_v, other, t) for other in others]
+    features = discriminator.encode(vt, at, t)
+    pair, repairs = discriminator.pair(*features, t), discriminator.repairs(*features)
+    if fakes == "generated":
+        real_logit, fake_logits = pair + repairs.sum(0), discriminator(generated.vt, generated.at, t)[None]
     else:
-        real_logit = pair + repair
-        fake_logits = [discriminator(generated.vt, generated.at, t)]
-    fake_logits = torch.stack(fake_logits)  # (fakes per real, B)
+        others = (shuffled(features[1], k, group) for k in range(1, group))
+        real_logit, fake_logits = pair, torch.stack([discriminator.pair(features[0], a, t) for a in others])
 
-    bce = F.softplus(-real_logit) + F.softplus(fake_logits).mean(0)
-    correct = ((real_logit > 0).float() + (fake_logits <= 0).float().mean(0)) / 2
-    parts = {"bce": bce, "correct": correct}
+    bce = F.softplus(-real_logit) + F.softplus(fake_logits).mean(0)  # fake logits (fakes per real, B)
+    parts = {"bce": bce, "correct": ((real_logit > 0).float() + (fake_logits <= 0).float().mean(0)) / 2}
     loss = bce_weight * bce.mean()
+    if fakes == "both":
+        with torch.no_grad():
+            fake_features = discriminator.encode(generated.vt, generated.at, t)
+        real_repairs = discriminator.repairs(*(x.detach() for x in features))
+        parts["bce_repair"] = (F.softplus(-real_repairs) + F.softplus(discriminator.repairs(*fake_features))).sum(0)
+        loss = loss + bce_weight * parts["bce_repair"].mean()
     if with_noise:
-        residual = residual_noise(pair + repair, vt, at, t, sde, create_graph=True)
+        residual = residual_noise(pair + repairs.sum(0), vt, at, t, sde, create_graph=True)
         parts["noise_base"] = sum(x.square().flatten(1).sum(1) for x in real.missing)
         noise = [F.mse_loss(r, x, reduction="none") for r, x in zip(residual, real.missing, strict=True)]
         parts["noise"] = sum(x.flatten(1).sum(1) for x in noise)
@@ -174,8 +181,8 @@ class JointDiscriminator(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(3)
         )
 
-    def encode(self, video: Tensor, audio: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each modality alone: features in time of video (B, T, C) and audio (B, L/4, C), and the repairs' sum (B,).
+    def encode(self, video: Tensor, audio: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Each modality alone: features in time of video (B, T, C) and audio (B, L/4, C).
 
         From pixels to the features of a time step everything is linear, a matched filter: where the noise is far above
         the picture, a non-linearity would lose what only the sum of many pixels shows.
@@ -189,7 +196,11 @@ class JointDiscriminator(nn.Module):
             v = block(v, embedding)
         for block in self.audio_blocks:
             a = block(a, embedding)
-        return v, a, self.repair_v(v).sum((1, 2)) + self.repair_a(a).sum((1, 2))
+        return v, a
+
+    def repairs(self, v: Tensor, a: Tensor) -> Tensor:
+        """The repairs of two encoded modalities, (2, B)."""
+        return torch.stack([self.repair_v(v).sum((1, 2)), self.repair_a(a).sum((1, 2))])
 
     def pair(self, v: Tensor, a: Tensor, t: Tensor) -> Tensor:
         """The pair term (B,) of two encoded modalities: mixed per time step first, pooled last."""
@@ -201,5 +212,5 @@ class JointDiscriminator(nn.Module):
         return self.pair_out(joint).sum((1, 2))
 
     def forward(self, video: Tensor, audio: Tensor, t: Tensor) -> Tensor:
-        v, a, repair = self.encode(video, audio, t)
-        return self.pair(v, a, t) + repair
+        v, a = self.encode(video, audio, t)
+        return self.pair(v, a, t) + self.repairs(v, a).sum(0)

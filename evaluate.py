@@ -36,7 +36,7 @@ from guidance import SOLVERS, sample
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 INFORMATION_LEVEL = 0.05  # the noise level at which mutual information is read off: the clips carry no grain this fine
-BATCH = 64
+MODALITIES, BATCH = ("video", "audio"), 64
 
 
 class RandomFeatures(nn.Module):
@@ -89,25 +89,23 @@ def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str)
             t = torch.full((len(pairs[0]),), level, device=device)
             noisy = perturb_pairs(video_model, audio_model, pairs, t, generator)
             vt, at = noisy.vt.requires_grad_(), noisy.at.requires_grad_()
-            v, a, repair = discriminator.encode(vt, at, t)
+            v, a = discriminator.encode(vt, at, t)
             pair = discriminator.pair(v, a, t)
-            residual = residual_noise(pair + repair, vt, at, t, video_model.sde)
+            residual = residual_noise(pair + discriminator.repairs(v, a).sum(0), vt, at, t, video_model.sde)
             with torch.no_grad():
                 shuffled = discriminator.pair(v, a.roll(1, 0), t)
             row = {"accuracy": ((pair > 0).float() + (shuffled <= 0).float()) / 2, "pair_real": pair}
-            row |= {"pair_shuffled": shuffled, "bce": F.softplus(-pair) + F.softplus(shuffled)}
-            for name, missing, r in zip(("video", "audio"), noisy.missing, residual, strict=True):
-                missing, r = missing.flatten(1), r.flatten(1)
-                row |= {f"{name}_noise_base": missing.square().sum(1), f"{name}_noise": (missing - r).square().sum(1)}
-                row[f"{name}_r2"] = r.square().sum(1)
+            row["bce"] = F.softplus(-pair) + F.softplus(shuffled)
+            for name, m, r in zip(MODALITIES, noisy.missing, residual, strict=True):
+                products = {"mm": m * m, "mr": m * r, "rr": r * r}
+                row |= {f"{name}_{key}": value.flatten(1).sum(1) for key, value in products.items()}
             for key, value in row.items():
                 totals.setdefault(key, []).append(value.detach())
-        mean = {key: torch.cat(value).mean().item() for key, value in totals.items()}
-        out = {"t": level, **{k: mean[k] for k in ("accuracy", "bce", "pair_real", "pair_shuffled")}}
-        for name in ("video", "audio"):
-            base, noise, r2 = (mean[f"{name}_{k}"] for k in ("noise_base", "noise", "r2"))
-            out |= {f"{name}_noise_base": base, f"{name}_noise": noise, f"{name}_explained": (base - noise) / base}
-            out[f"{name}_cosine"] = (base + r2 - noise) / 2 / math.sqrt(base * r2 + 1e-30)
+        out = {"t": level, **{key: torch.cat(value).mean().item() for key, value in totals.items()}}
+        for name in MODALITIES:
+            mm, mr, rr = (out.pop(f"{name}_{key}") for key in ("mm", "mr", "rr"))
+            out |= {f"{name}_noise_base": mm, f"{name}_noise": mm - 2 * mr + rr}
+            out |= {f"{name}_explained": (2 * mr - rr) / mm, f"{name}_cosine": mr / math.sqrt(mm * rr + 1e-30)}
         rows.append(out)
     return rows
 
@@ -154,19 +152,18 @@ def main(argv: list[str] | None = None) -> None:
         for name, row in systems.items():
             row["alignment"] = (product[name] - product["shuffled"]) / (product["real"] - product["shuffled"])
     levels = by_level(models, (video, audio), args.seed, args.device)
-    parameters = [sum(p.numel() for p in model.parameters()) for model in models]
+    count = [sum(p.numel() for p in model.parameters()) for model in models]
     report = {
         **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
         "systems": systems,
-        "parameters": dict(zip(("video", "audio", "discriminator"), parameters, strict=True)),
+        "parameters": dict(zip((*MODALITIES, "discriminator"), count, strict=True)),
         "mutual_information_nats": next(row["pair_real"] for row in levels if row["t"] == INFORMATION_LEVEL),
         "levels": levels,
     }
     save_json(args.out / "report.json", report)
-    shown = min(8, args.n)
     for name in ("guided", "independent"):
-        v, a, _ = clips[name]
-        figures.save_sheet(args.out / f"{name}.png", v[:shown], a[:shown], [f"{name} {k}" for k in range(shown)])
+        v, a, titles = clips[name][0][:8], clips[name][1][:8], [f"{name} {k}" for k in range(8)]
+        figures.save_sheet(args.out / f"{name}.png", v, a, titles)
     print_table(report)
     print(f"report.json, guided.png and independent.png are in {args.out}")
 
@@ -176,13 +173,12 @@ def print_table(report: dict) -> None:
     print(f"{'':12}" + "".join(f"{name:>16}" for name in columns))
     for system, row in report["systems"].items():
         print(f"{system:12}" + "".join(" " * 16 if row[c] is None else f"{row[c]:16.4f}" for c in columns))
-    columns = ["t", "accuracy", "bce", "pair_real"]
-    columns += ["video_explained", "audio_explained", "video_cosine", "audio_cosine"]
+    columns = ["t", "accuracy", "bce", "pair_real", *(f"{m}_{k}" for k in ("explained", "cosine") for m in MODALITIES)]
     print("".join(f"{name:>16}" for name in columns))
     for row in report["levels"]:
         print("".join(f"{row[c]:16.4f}" for c in columns))
-    parameters, nats = report["parameters"], report["mutual_information_nats"]
-    print(f"parameters {parameters}; mutual information {nats:.2f} nats at t = {INFORMATION_LEVEL}")
+    nats = report["mutual_information_nats"]
+    print(f"parameters {report['parameters']}; mutual information {nats:.2f} nats at t = {INFORMATION_LEVEL}")
 
 
 if __name__ == "__main__":

@@ -19,22 +19,18 @@ import matplotlib.pyplot as plt  # noqa: E402, the backend is chosen first: serv
 
 def save_sheet(path: Path, video: Tensor | None, audio: Tensor | None, titles: Sequence[str] | None = None) -> None:
     """Per clip a strip of its frames over its spectrogram, on one time axis; either of the two may be None."""
-    kinds = [x for x in (video, audio) if x is not None]
-    clips, rows = len(kinds[0]), len(kinds)
-    ratios = ([1.0] if video is not None else []) + ([1.4] if audio is not None else [])
+    clips = len(audio if video is None else video)
+    ratios = [1.0] * (video is not None) + [1.4] * (audio is not None)
     size, grid = (12, 1.05 * clips * sum(ratios)), {"height_ratios": ratios * clips}
-    figure, axes = plt.subplots(clips * rows, 1, figsize=size, squeeze=False, gridspec_kw=grid)
-    axes = iter(axes[:, 0])
-    for clip in range(clips):
+    figure, axes = plt.subplots(clips * len(ratios), 1, figsize=size, squeeze=False, gridspec_kw=grid)
+    for axis in axes[:, 0]:
+        axis.set_axis_off()
+    for clip, rows in enumerate(axes.reshape(clips, -1)):
         if video is not None:
-            axis = next(axes)
-            axis.imshow(torch.cat(list(media.to_frames(video[clip : clip + 1])[0]), dim=1).numpy(), aspect="auto")
-            axis.set_title(titles[clip] if titles else "", fontsize=8, loc="left", pad=2)
-            axis.set_axis_off()
+            rows[0].imshow(torch.cat(list(media.to_frames(video[clip : clip + 1])[0]), dim=1).numpy(), aspect="auto")
+            rows[0].set_title(titles[clip] if titles else "", fontsize=8, loc="left", pad=2)
         if audio is not None:
-            axis = next(axes)
-            axis.imshow(audio[clip, 0].cpu().numpy(), origin="lower", aspect="auto", vmin=-1, vmax=1, cmap="magma")
-            axis.set_axis_off()
+            rows[-1].imshow(audio[clip, 0].cpu().numpy(), origin="lower", aspect="auto", vmin=-1, vmax=1, cmap="magma")
     figure.tight_layout(pad=0.3)
     save_figure(path, figure)
 
@@ -56,9 +52,8 @@ def save_curves(path: Path, history: list[dict]) -> None:
         entries = [entry for entry in history if name in entry["loss"]]
         top.plot([e["step"] for e in entries], [e["loss"][name] for e in entries])
         top.set(title=name, xlabel="step")
-        level = entries[-1]["levels"][name]
-        middles = [(b + 0.5) / len(level) for b in range(len(level))]
-        bottom.plot(middles, [float("nan") if v is None else v for v in level], "o-")
+        level = [float("nan") if v is None else v for v in entries[-1]["levels"][name]]
+        bottom.plot([(b + 0.5) / len(level) for b in range(len(level))], level, "o-")
         bottom.set(xlabel="t, at the last step")
         if min(e["loss"][name] for e in entries) > 0 and name != "correct":
             top.set_yscale("log")

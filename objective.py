@@ -27,7 +27,7 @@ from score import VPSDE
 
 LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where the discriminator trains
 GROUP = 4  # clips that share a noise level: each is told from the three others
-FAKES = 1024  # pairs drawn from the base models for --fakes generated
+FAKES = 1024  # pairs drawn from the base models for --fakes generated and both
 
 
 def levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
@@ -100,29 +100,34 @@ def make_objective(
         if args.fakes == "shuffled":
             return noisy, None
         rows = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)
-        return noisy, perturb_pairs(*bases, [x[rows].to(device) for x in fake_pool], t, generator, ask_base=False)
+        fakes = [x[rows].float().to(device) for x in fake_pool]
+        return noisy, perturb_pairs(*bases, fakes, t, generator, ask_base=False)
 
     def discriminator_step(batch: tuple, progress: float) -> tuple:
         real, generated = batch
         # sigma^2: at small t base models err in every pixel, which says nothing of the pairing and would drown the rest
         noise_weight = args.noise_weight * sde.marginal(real.t)[1] ** 2 if progress >= args.warmup else 0.0
-        loss, parts = discriminator_loss(network, sde, real, args.bce_weight, noise_weight, GROUP, generated)
+        loss, parts = discriminator_loss(
+            network, sde, real, args.bce_weight, noise_weight, GROUP, args.fakes, generated
+        )
         return loss, parts, real.t
 
     if args.model != "discriminator":
         return base_batch, lambda batch, progress: base_loss(network, sde, *batch)
-    fake_pool = generated_fakes(args, world, bases) if args.fakes == "generated" else None
+    fake_pool = None if args.fakes == "shuffled" else generated_fakes(args, world, bases)
     return discriminator_batch, discriminator_step
 
 
-def generated_fakes(args: argparse.Namespace, world, bases: tuple) -> tuple[Tensor, Tensor]:
+def generated_fakes(args: argparse.Namespace, world, bases: tuple) -> list[Tensor]:
     """Independent pairs from the base models, drawn once and kept in the run folder for a resumed run."""
-    path = args.out / "fakes.pt"
+    path, shapes = args.out / "fakes.pt", [(32, *x.shape[1:]) for x in world.batch(1, torch.Generator())]
+
+    def draw(k: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(args.seed * 2**32 + k)
+        return sample(*bases, None, *shapes, generator=generator, device=args.device)
+
     if not path.exists():
-        generator, pool = torch.Generator().manual_seed(args.seed), []
-        shapes = [(32, *x.shape[1:]) for x in world.batch(1, generator)]
-        for _ in tqdm(range(FAKES // 32), desc="fakes from the base models"):
-            pool.append([x.cpu() for x in sample(*bases, None, *shapes, generator=generator, device=args.device)])
-        checkpoint.save(path, {"video": torch.cat([p[0] for p in pool]), "audio": torch.cat([p[1] for p in pool])})
-    state = checkpoint.load(path)
-    return state["video"], state["audio"]
+        with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            drawn = list(tqdm(pool.map(draw, range(FAKES // 32)), desc="clips from the base models", total=FAKES // 32))
+        checkpoint.save(path, {"pairs": [torch.cat(x).half().cpu() for x in zip(*drawn, strict=True)]})
+    return checkpoint.load(path)["pairs"]

@@ -18,10 +18,9 @@ PAGE = Template("""<!doctype html>
   :root { color-scheme: light dark; }
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
   .clip { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin: 1.5rem 0; }
-  figure { margin: 0; }
-  video, img { width: 100%; image-rendering: pixelated; border-radius: 6px; }
-  img { image-rendering: auto; height: 5rem; object-fit: fill; }
-  figcaption { font-size: 0.9rem; }
+  figure { margin: 0; font-size: 0.9rem; }
+  video { width: 100%; image-rendering: pixelated; border-radius: 6px; }
+  img { width: 100%; height: 5rem; object-fit: fill; border-radius: 6px; }
   @media (max-width: 34rem) { .clip { grid-template-columns: 1fr; } }
 </style>
 <h1>$title</h1>
@@ -41,13 +40,9 @@ def save_page(path: Path, title: str, summary: str, clips: list[dict[str, dict[s
     """`clips` holds per row, by label, the file names of a video and of its spectrogram, relative to the page."""
     rows = []
     for clip in clips:
-        figures = [
-            FIGURE.substitute({key: html.escape(value, quote=True) for key, value in {**files, "label": label}.items()})
-            for label, files in clip.items()
-        ]
+        named = [{"label": label, **files} for label, files in clip.items()]
+        figures = [FIGURE.substitute({key: html.escape(value) for key, value in names.items()}) for names in named]
         rows.append('<div class="clip">\n' + "\n".join(figures) + "\n</div>")
+    page = PAGE.substitute(title=html.escape(title), summary=html.escape(summary), rows="\n".join(rows))
     with atomic(path) as temporary:
-        temporary.write_text(
-            PAGE.substitute(title=html.escape(title), summary=html.escape(summary), rows="\n".join(rows)),
-            encoding="utf-8",
-        )
+        temporary.write_text(page, encoding="utf-8")

@@ -30,14 +30,12 @@ WORLD = Xylophone()  # for the shapes of a clip
 
 def given_clip(path: Path, n: int) -> tuple[Tensor, Tensor]:
     """The first two seconds of a media file, n times: video (n, 3, T, H, W) and audio (n, 1, n_mels, L)."""
-    if not path.is_file():
-        raise FileNotFoundError(f"--given {path} does not exist")
     try:
         frames, waveform = media.read_clip(path, WORLD.fps, WORLD.size, seconds=WORLD.seconds + 1)
+        if len(frames) < WORLD.frames or len(waveform) < WORLD.samples:
+            raise ValueError(f"it is shorter than {WORLD.seconds:g} s")
     except ValueError as error:
         raise ValueError(f"--given {path}: {error}") from error
-    if len(frames) < WORLD.frames or len(waveform) < WORLD.samples:
-        raise ValueError(f"--given {path} is shorter than {WORLD.seconds:g} s")
     video, audio = media.to_video(frames[None, : WORLD.frames]), media.log_mel(waveform[None, : WORLD.samples])
     return video.expand(n, *video.shape[1:]), audio.expand(n, *audio.shape[1:])
 
@@ -57,11 +55,10 @@ def write_clips(out: Path, system: str, video: Tensor, audio: Tensor) -> list[di
 
 def captions(system: str, seen: list, heard: list) -> list[str]:
     """Per clip, how many of its hits are seen and heard at the same time and on the same bar."""
-    lines = []
-    for k, (s, h) in enumerate(zip(seen, heard, strict=True)):
-        agreeing = sum(abs(a[1] - b[1]) <= 0.5 for a, b in hits.match(s, h, 1 / WORLD.fps))
-        lines.append(f"{system} {k}: {len(s)} hits seen, {len(h)} heard, {agreeing} agree")
-    return lines
+    pairs = list(zip(seen, heard, strict=True))
+    agreeing = [sum(abs(a[1] - b[1]) <= 0.5 for a, b in hits.match(s, h, 1 / WORLD.fps)) for s, h in pairs]
+    counts = [f"{len(s)} hits seen, {len(h)} heard, {n} agree" for (s, h), n in zip(pairs, agreeing, strict=True)]
+    return [f"{system} {k}: {count}" for k, count in enumerate(counts)]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -119,8 +119,7 @@ def train(args: argparse.Namespace) -> None:
     def save() -> None:
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         common = {"kind": args.model, "options": {}, "args": options, "step": run["step"]}
-        half = {name: value.half() for name, value in ema.items()}
-        checkpoint.save(out / "model.pt", {**common, "model": half})
+        checkpoint.save(out / "model.pt", {**common, "model": {name: value.half() for name, value in ema.items()}})
         state = {"model": network.state_dict(), "ema": ema, "run": run}
         checkpoint.save(out / "last.pt", {**common, **state, "optimizers": [o.state_dict() for o in optimizers]})
         preview(out / "samples.png", args, ema, world, sde, bases)
@@ -162,9 +161,8 @@ def train(args: argparse.Namespace) -> None:
     if window:
         run["history"].append(log.average(window, run["step"]))
     save()
-    state = "stopped; go on with" if asked.is_set() else "done; samples.png, loss.png and report.json are in"
-    follow = f"python train.py --resume {out}" if asked.is_set() else str(out)
-    print(f"{args.model}: {run['step']} steps in {run['seconds']:.0f} s, {state} {follow}")
+    state = "stopped; go on with python train.py --resume" if asked.is_set() else "done; loss.png and all else are in"
+    print(f"{args.model}: {run['step']} steps in {run['seconds']:.0f} s, {state} {out}")
 
 
 def progress_of(run: dict, args: argparse.Namespace) -> float:
@@ -184,7 +182,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bce-weight", type=float, default=1.0)
     parser.add_argument("--noise-weight", type=float, default=2.0)
     parser.add_argument("--warmup", type=float, default=0.1, help="share of the run on bce alone (default %(default)s)")
-    parser.add_argument("--fakes", choices=("shuffled", "generated"), default="shuffled")
+    parser.add_argument("--fakes", choices=("shuffled", "generated", "both"), default="both")
     parser.add_argument("--bases", type=Path, default=checkpoint.PRETRAINED, help="folder with video.pt and audio.pt")
     parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints (default 5)")
     parser.add_argument("--seed", type=int, default=0)

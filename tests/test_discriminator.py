@@ -29,7 +29,10 @@ class ExactRatio(nn.Module):
         self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
 
     def encode(self, x, y, t):
-        return x, y, torch.zeros_like(t)
+        return x, y
+
+    def repairs(self, x, y):
+        return x.new_zeros(2, len(x))
 
     def pair(self, x, y, t):
         return self.scale * TARGET.log_ratio(torch.cat([x, y], dim=1), t)
@@ -47,16 +50,17 @@ def test_joint_discriminator_interacts(generator):
     v = torch.randn(2, 3, 16, 32, 32, generator=generator, dtype=torch.float64, requires_grad=True)
     a = torch.randn(2, 1, 64, 128, generator=generator, dtype=torch.float64, requires_grad=True)
     t = torch.tensor([0.1, 0.5], dtype=torch.float64)
-    feature_v, feature_a, repair = network.encode(v, a, t)
-    pair = network.pair(feature_v, feature_a, t)
+    features = network.encode(v, a, t)
+    pair = network.pair(*features, t)
     assert mixed_derivative(pair, v, a).abs().max() > 1e-8
-    assert_close(network(v, a, t), pair + repair)
+    assert_close(network(v, a, t), pair + network.repairs(*features).sum(0))
 
 
 def test_repairs_and_the_additive_form_do_not_interact(generator):
     v = torch.randn(2, 3, 16, 32, 32, generator=generator, requires_grad=True)
     a = torch.randn(2, 1, 64, 128, generator=generator, requires_grad=True)
-    _, _, repair = JointDiscriminator().encode(v, a, torch.tensor([0.1, 0.5]))
+    network = JointDiscriminator()
+    repair = network.repairs(*network.encode(v, a, torch.tensor([0.1, 0.5]))).sum(0)
     assert torch.autograd.grad(repair.sum(), v, retain_graph=True)[0].abs().max() > 0
     assert mixed_derivative(repair, v, a).abs().max() == 0
     x, y = (torch.randn(5, 1, generator=generator, requires_grad=True) for _ in range(2))
@@ -148,8 +152,8 @@ def test_double_backprop_gradient_matches_finite_differences():
         assert p.grad[index].item() == pytest.approx((up - down) / (2 * h), rel=1e-4, abs=1e-6)
 
 
-def test_cross_entropy_on_shuffled_fakes_leaves_the_repairs_alone(generator):
-    """With shuffled fakes only `pair` is trained by cross-entropy, with generated ones the whole logit."""
+def test_each_kind_of_fakes_trains_its_own_part(generator):
+    """Shuffled: `pair`. Generated: the whole logit. Both: as shuffled, and of the repairs only their own layers."""
     network = JointDiscriminator()
     real, generated = (
         (torch.randn(2, 3, 16, 32, 32, generator=generator), torch.randn(2, 1, 64, 128, generator=generator))
@@ -157,10 +161,47 @@ def test_cross_entropy_on_shuffled_fakes_leaves_the_repairs_alone(generator):
     )
     t = torch.tensor([0.2, 0.2])
     real, generated = (perturb_pairs(*BASES, pairs, t, generator, ask_base=False) for pairs in (real, generated))
-    for fakes in (None, generated):
+    gradients = {}
+    for fakes in ("shuffled", "generated", "both"):
         network.zero_grad()
-        discriminator_loss(network, SDE, real, noise_weight=0.0, generated=fakes)[0].backward()
-        assert (network.repair_v[2].weight.grad is None) is (fakes is None)
+        loss, parts = discriminator_loss(network, SDE, real, noise_weight=0.0, fakes=fakes, generated=generated)
+        loss.backward()
+        gradients[fakes] = {name: p.grad for name, p in network.named_parameters()}
+        assert (gradients[fakes]["repair_v.2.weight"] is None) is (fakes == "shuffled")
+        assert ("bce_repair" in parts) is (fakes == "both")
+    for name, gradient in gradients["shuffled"].items():
+        if gradient is not None:
+            assert torch.equal(gradient, gradients["both"][name])
+    assert not torch.equal(gradients["shuffled"]["video_in.weight"], gradients["generated"]["video_in.weight"])
+
+
+def test_repair_is_learned_as_the_log_ratio_of_data_and_base(generator):
+    """Base models that draw N(0, 1.5^2) where the data are N(0, 1): the cross-entropy of the repairs is least at
+    log q_t/p_t.
+    """
+
+    class Repair(ExactRatio):
+        def encode(self, x, y, t):
+            spread = (SDE.marginal(t)[0] ** 2 * 1.5**2 + SDE.marginal(t)[1] ** 2).sqrt()[:, None]
+            p = torch.distributions.Normal(torch.zeros_like(spread), spread)
+            return tuple(torch.distributions.Normal(0.0, 1.0).log_prob(z) - p.log_prob(z) for z in (x, y))
+
+        def pair(self, x, y, t):
+            return torch.zeros_like(t)
+
+        def repairs(self, x, y):
+            return self.scale * torch.stack([x[:, 0], y[:, 0]])
+
+    n, network = 400_000, Repair()
+    t = torch.rand(n // 2, generator=generator, dtype=torch.float64).repeat_interleave(2) * 0.3 + 0.01
+    real = torch.randn(2, n, 1, generator=generator, dtype=torch.float64)
+    fake = 1.5 * torch.randn(2, n, 1, generator=generator, dtype=torch.float64)
+    real, fake = (perturb_pairs(*BASES, tuple(x), t, generator, ask_base=False) for x in (real, fake))
+    losses = []
+    for scale in (0.8, 1.0, 1.2):
+        network.scale.data.fill_(scale)
+        losses.append(discriminator_loss(network, SDE, real, 1.0, 0.0, 2, "both", fake)[1]["bce_repair"].mean().item())
+    assert losses[1] < min(losses[0], losses[2])
 
 
 def test_shuffled_fakes_pair_each_clip_with_every_other_of_its_group_and_never_with_itself():

@@ -72,7 +72,7 @@ def test_a_given_modality_comes_back_as_it_was(bases, clip, tmp_path, keep):
     ("options", "message"),
     [
         (["--run", "nowhere"], "nowhere/video.pt is missing"),
-        (["--given", "none.mp4", "--keep", "video"], "none.mp4 does not exist"),
+        (["--given", "none.mp4", "--keep", "video"], "none.mp4: it cannot be read (No such file"),
         (["--given", "README.md", "--keep", "video"], "README.md: it"),
         (["--keep", "video"], "go together"),
         (["--n", "0"], "must be at least 1"),

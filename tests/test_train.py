@@ -27,7 +27,8 @@ def no_pictures(monkeypatch):
 
 
 def small(bases: Path, out: Path, *options: str) -> list[str]:
-    return ["--steps", "6", "--batch", "4", "--warmup", "0.5", "--bases", str(bases), "--out", str(out), *options]
+    common = ["--steps", "6", "--batch", "4", "--warmup", "0.5", "--fakes", "shuffled"]
+    return [*common, "--bases", str(bases), "--out", str(out), *options]
 
 
 def weights(run: Path) -> dict:
@@ -55,11 +56,13 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(ki
     assert report["steps"] == 6 and report["peak_memory_mb"] > 0 and report["loss"]
 
 
-def test_noise_loss_joins_after_the_warm_up_and_generated_fakes_work(bases, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fakes", ["generated", "both"])
+def test_noise_loss_joins_after_the_warm_up_and_fakes_from_the_base_models_work(fakes, bases, tmp_path, monkeypatch):
     monkeypatch.setattr(objective, "FAKES", 32)
-    train.train(train.parse(small(bases, tmp_path, "--fakes", "generated")))
-    state = checkpoint.load(tmp_path / "last.pt")
-    assert {"bce", "noise", "noise_base", "correct"} <= state["run"]["history"][-1]["loss"].keys()
+    train.train(train.parse(small(bases, tmp_path, "--fakes", fakes)))
+    losses = checkpoint.load(tmp_path / "last.pt")["run"]["history"][-1]["loss"].keys()
+    assert {"bce", "noise", "noise_base", "correct"} <= losses
+    assert ("bce_repair" in losses) is (fakes == "both")
     assert (tmp_path / "fakes.pt").exists()
     networks = checkpoint.load_run(tmp_path)
     assert networks[2].repair_v[2].weight.norm() > 0
@@ -155,7 +158,7 @@ def test_each_parameter_has_one_optimizer(kind):
         (b"half a file", "cannot be read as a checkpoint"),
         (None, "is missing"),
         ({"kind": "audio", "options": {}, "model": {}}, "holds a audio model where a video model is needed"),
-        ({"kind": "video", "options": {}, "model": {}}, "does not fit VideoUNet"),
+        ({"kind": "video", "options": {}, "model": {}}, "is no VideoUNet"),
         ({"weights": 1}, "is not a model.pt of this project"),
     ],
 )

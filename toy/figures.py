@@ -32,17 +32,21 @@ def grid(n: int) -> torch.Tensor:
     return torch.cartesian_prod(axis, axis)
 
 
+def show_density(axis: plt.Axes, target, level: float, n: int = 120) -> None:
+    density = target.log_density(grid(n), torch.full((n * n,), level)).exp().reshape(n, n).T.numpy()
+    axis.imshow(density, origin="lower", extent=(-REACH, REACH) * 2, cmap="Blues", alpha=0.7)
+
+
 def score_fields(path: Path, target, bases: tuple, system, joint_score) -> None:
     """Rows: three noise levels. Columns: the true joint score, the guided one, their difference on the same scale."""
-    z, fine, n = grid(15), grid(80), 80
+    z = grid(15)
     figure, axes = plt.subplots(3, 3, figsize=(10, 10), sharex=True, sharey=True)
     for row, level in zip(axes, (0.1, 0.3, 0.6), strict=True):
         t = torch.full((len(z),), level)
         true, guided = target.score(z, t), joint_score(system, bases, z, t)
         scale = 12 * true.norm(dim=1).mean().item()
-        density = target.log_density(fine, torch.full((len(fine),), level)).exp().reshape(n, n).T.numpy()
         for axis, field, name in zip(row, (true, guided, guided - true), ("true", "guided", "difference"), strict=True):
-            axis.imshow(density, origin="lower", extent=(-REACH, REACH) * 2, cmap="Blues", alpha=0.6)
+            show_density(axis, target, level)
             axis.quiver(*z.T.numpy(), *field.T.numpy(), angles="xy", scale=scale, width=0.005)
             axis.set_title(f"{name}, t = {level}")
     figure.tight_layout()
@@ -51,11 +55,9 @@ def score_fields(path: Path, target, bases: tuple, system, joint_score) -> None:
 
 def sample_clouds(path: Path, target, samples: dict) -> None:
     """3,000 samples of each system over the true density at t = 0."""
-    fine, n = grid(120), 120
-    density = target.log_density(fine, torch.zeros(len(fine))).exp().reshape(n, n).T.numpy()
     figure, axes = plt.subplots(1, len(samples), figsize=(3 * len(samples), 3.2), sharex=True, sharey=True)
     for axis, (name, points) in zip(axes, samples.items(), strict=True):
-        axis.imshow(density, origin="lower", extent=(-REACH, REACH) * 2, cmap="Blues")
+        show_density(axis, target, 0.0)
         axis.scatter(*points[:3000].T.numpy(), s=1, c="tab:orange", alpha=0.5)
         axis.set(title=name, xlim=(-REACH, REACH), ylim=(-REACH, REACH), xlabel="x")
     axes[0].set_ylabel("y")
