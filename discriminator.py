@@ -13,8 +13,7 @@ is trained by cross-entropy and, because a good classifier may have a poor gradi
 
 The logit has parts by name, L = pair(v, a, t) + repair_v(v, t) + repair_a(a, t). Shuffled fakes have the marginals
 of the data, so cross-entropy on them trains `pair` alone, log q(v,a) / (q(v) q(a)). Clips drawn from a base model
-against real ones train its repair, log q(v)/p(v) or log q(a)/p(a): what the base model got wrong. The noise loss
-trains the sum.
+against real ones train its repair, log q(v)/p(v) or log q(a)/p(a): what the base model got wrong.
 
 Used by guidance.py (the gradient), train.py (the loss) and, with networks of its own, toy/run.py.
 """
@@ -91,8 +90,8 @@ def discriminator_loss(
         shuffled    each noisy video with the noisy audio of each other clip of its group (`group` consecutive clips,
                     which must share their t), to train `pair`
         generated   pairs drawn independently from the base models, at the t of real, to train the whole logit
-        both        shuffled for `pair`; each modality of generated pairs against real ones for its repair, whose own
-                    layers alone learn from it: an encoder would learn a few generated clips by heart
+        both        shuffled for `pair`; each modality of generated pairs against real ones for its repair, of which
+                    only the own layers learn, and from nothing else: an encoder would know a few clips by heart
     A noise_weight (B,), a function of t alone, weighs noise levels without moving the minimum. The noise losses are
     sums over elements: a modality weighs what it has to explain.
 
@@ -122,10 +121,13 @@ def discriminator_loss(
         parts["bce_repair"] = (F.softplus(-real_repairs) + F.softplus(discriminator.repairs(*fake_features))).sum(0)
         loss = loss + bce_weight * parts["bce_repair"].mean()
     if with_noise:
-        residual = residual_noise(pair + repairs.sum(0), vt, at, t, sde, create_graph=True)
+        repair = repairs.sum(0)
+        residual = residual_noise(pair if fakes == "both" else pair + repair, vt, at, t, sde, create_graph=True)
+        if fakes == "both":  # the repairs are taken as given: the noise loss would drown what they can learn
+            given = residual_noise(repair, vt, at, t, sde, create_graph=True)
+            residual = [r + x.detach() for r, x in zip(residual, given, strict=True)]
         parts["noise_base"] = sum(x.square().flatten(1).sum(1) for x in real.missing)
-        noise = [F.mse_loss(r, x, reduction="none") for r, x in zip(residual, real.missing, strict=True)]
-        parts["noise"] = sum(x.flatten(1).sum(1) for x in noise)
+        parts["noise"] = sum((r - x).square().flatten(1).sum(1) for r, x in zip(residual, real.missing, strict=True))
         loss = loss + (noise_weight * parts["noise"]).mean()
     return loss, {name: value.detach() for name, value in parts.items()}
 

@@ -131,9 +131,8 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Draw (video, audio) of the given shapes (B, ...); a given modality is returned as it came.
 
-    With a learned discriminator fresh noise in each step forgets the errors of earlier ones (README, results), and the
-    second order takes few steps well: on the Gaussian pair of toy/, at 25 steps, the covariance is off by 0.035 where
-    ddpm's is off by 0.20. With exact scores dpm++2m is more accurate still.
+    Fresh noise in each step forgets the errors of a learned discriminator, and the second order takes few steps well:
+    on the Gaussian pair of toy/, at 25 steps, the covariance is off by 0.035 where ddpm's is off by 0.20.
     Guided and unguided runs from equal seeds start from the same noise and can be compared clip by clip.
     """
     sde = video_model.sde

@@ -114,11 +114,10 @@ def main(argv: list[str] | None = None) -> None:
         f"{found['independent']:.0%} independent."
     )
     save_page(args.out / "index.html", "Sound that belongs to the picture", summary, rows)
-    base_calls = args.steps * (1 if args.given else 2)
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
         "seconds": time.time() - start,
-        "network_calls": {"base": base_calls, "discriminator": args.steps if any(args.weight) else 0},
+        "network_calls": {"base": args.steps * (2 - bool(args.given)), "discriminator": args.steps * any(args.weight)},
         "alignment": found["guided"],
         "alignment_independent": found["independent"],
         "seed": args.seed,

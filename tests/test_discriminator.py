@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from discriminator import (
     Conv1d,
     JointDiscriminator,
+    Noisy,
     discriminator_loss,
     mirrored_noise,
     perturb_pairs,
@@ -173,6 +174,21 @@ def test_each_kind_of_fakes_trains_its_own_part(generator):
         if gradient is not None:
             assert torch.equal(gradient, gradients["both"][name])
     assert not torch.equal(gradients["shuffled"]["video_in.weight"], gradients["generated"]["video_in.weight"])
+
+
+def test_noise_loss_takes_repairs_with_fakes_of_their_own_as_given(generator):
+    network = JointDiscriminator()
+    v, a = torch.randn(2, 3, 16, 32, 32, generator=generator), torch.randn(2, 1, 64, 128, generator=generator)
+    real = Noisy(v, a, torch.tensor([0.4, 0.4]), (torch.randn_like(v), torch.randn_like(a)))
+    noise = {}
+    for fakes in ("shuffled", "both"):
+        network.zero_grad()
+        loss, parts = discriminator_loss(network, SDE, real, bce_weight=0.0, fakes=fakes, generated=real)
+        loss.backward()
+        noise[fakes] = parts["noise"]
+        assert bool(network.repair_v[2].weight.grad.any()) is (fakes == "shuffled")
+        assert network.pair_out[2].weight.grad.any()
+    assert_close(noise["shuffled"], noise["both"])
 
 
 def test_repair_is_learned_as_the_log_ratio_of_data_and_base(generator):
