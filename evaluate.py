@@ -8,10 +8,9 @@ independent  the two base models, each on its own       guided       the same wi
 
     alignment = (hit_f1 * pitch_accuracy - that of shuffled) / (that of real - that of shuffled)       0 chance, 1 real
 
-Hits come from the detectors of hits.py. The Frechet distance, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), is taken
-to other held-out real clips in the features of a fixed random network: it compares the systems of one table. Below, by
-noise level on held-out real pairs: how well real and shuffled are told apart, and what the residual explains of the
-noise that the base models leave, (noise_base - noise) / noise_base and its cosine with eps - eps_base.
+Hits come from the detectors of hits.py. The Frechet distance, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), is to other
+held-out real clips in the features of a fixed random network. Below, by noise level on held-out real pairs: how well
+real and shuffled are told apart, and what the residual explains of the noise eps - eps_base that the base models leave.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from clips import ClipFolder
 from data import Xylophone
 from discriminator import perturb_pairs, residual_noise
 from files import run_main, save_json
-from guidance import SOLVERS, sample
+from guidance import SOLVERS, early_and_late, sample
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 INFORMATION_LEVEL = 0.05  # the noise level at which mutual information is read off: the clips carry no grain this fine
@@ -68,7 +67,7 @@ def frechet(x: Tensor, y: Tensor) -> float:
     return ((x.mean(0) - y.mean(0)).square().sum() + S1.trace() + S2.trace() - 2 * cross).item()
 
 
-def generate(models: tuple, shapes: tuple, args: argparse.Namespace, weight: tuple, name: str) -> tuple:
+def generate(models: tuple, shapes: tuple, args: argparse.Namespace, weight, name: str) -> tuple:
     """n clips, video as a file holds it (8 bits a channel) and audio, and the seconds that one took."""
     start, parts, generator = time.time(), [], torch.Generator().manual_seed(args.seed)
     for first in tqdm(range(0, args.n, BATCH), desc=name):
@@ -115,17 +114,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
-    parser.add_argument("--weight", type=float, nargs="+", default=[3.0, 2.0], help="video's, audio's (default 3 2)")
+    parser.add_argument("--weight", type=float, nargs="+", default=[1.5, 3.5], help="one, or for large and small t")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
     args = parser.parse_args(argv)
-    if args.n < 2 or args.steps < 1:
-        parser.error("--n must be at least 2 and --steps at least 1")
-    if len(args.weight) > 2:
-        parser.error("--weight takes one number, or one for video and one for audio")
+    if args.n < 2 or args.steps < 1 or len(args.weight) > 2:
+        parser.error("--n must be at least 2, --steps at least 1, and --weight one number or two")
 
     models = checkpoint.load_run(args.run, args.device)
     world = Xylophone() if args.data == "xylophone" else ClipFolder(Path(args.data))
@@ -135,8 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     clips = {
         "real": (video, audio, None),
         "shuffled": (video, audio.roll(1, 0), None),
-        "independent": generate(models, shapes, args, (0.0, 0.0), "independent"),
-        "guided": generate(models, shapes, args, (args.weight[0], args.weight[-1]), "guided"),
+        "independent": generate(models, shapes, args, 0.0, "independent"),
+        "guided": generate(models, shapes, args, early_and_late(args.weight[0], args.weight[-1]), "guided"),
     }
     features = RandomFeatures(3, 3), RandomFeatures(1, 2)
     truth = [net(x) for net, x in zip(features, reference, strict=True)]

@@ -37,10 +37,7 @@ def levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
 
 
 def discriminator_levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
-    """n noise levels for the discriminator, logit-normal: nine in ten between 0.29 and 0.75, where hits are decided.
-
-    Below, the clips are settled; above, there is nothing to tell. Stratified like `levels`.
-    """
+    """n noise levels, logit-normal, stratified like `levels`: nine in ten from 0.29 to 0.75, where hits are decided."""
     u = (levels(n, sde, generator) - sde.t_min) / (1 - sde.t_min)
     return torch.sigmoid(LEVEL_MEAN + LEVEL_SPREAD * torch.special.ndtri(u.double())).float().clamp(sde.t_min, 1)
 

@@ -22,7 +22,7 @@ import hits
 import media
 from data import Xylophone
 from files import run_main, save_json
-from guidance import SOLVERS, sample
+from guidance import SOLVERS, early_and_late, sample
 from page import save_page
 
 WORLD = Xylophone()  # for the shapes of a clip
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
-    parser.add_argument("--weight", type=float, nargs="+", default=[1.0], help="one, or video's, audio's (default 1)")
+    parser.add_argument("--weight", type=float, nargs="+", default=[1.0], help="one, or for large and small t")
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, one modality of which is kept")
     parser.add_argument("--keep", choices=("audio", "video"), help="the modality of --given to keep")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
@@ -74,10 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("samples"))
     args = parser.parse_args(argv)
-    if args.n < 1 or args.steps < 1:
-        parser.error("--n and --steps must be at least 1")
-    if len(args.weight) > 2:
-        parser.error("--weight takes one number, or one for video and one for audio")
+    if args.n < 1 or args.steps < 1 or len(args.weight) > 2:
+        parser.error("--n and --steps must be at least 1, and --weight one number or two")
     if bool(args.given) != bool(args.keep):
         parser.error("--given CLIP and --keep audio|video go together")
 
@@ -89,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         video, audio = given_clip(args.given, args.n)
         given = {f"given_{args.keep}": (video if args.keep == "video" else audio).to(args.device)}
     clips, agreements, sheet = {}, {}, []
-    for system, weight in (("guided", (args.weight[0], args.weight[-1])), ("independent", 0.0)):
+    for system, weight in (("guided", early_and_late(args.weight[0], args.weight[-1])), ("independent", 0.0)):
         print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
         video, audio = sample(
             video_model, audio_model, discriminator, *shapes, args.steps, weight, args.solver,

@@ -146,6 +146,14 @@ def test_weights_differ_per_modality():
     assert_close(only_video, (full[0], base[1]))
 
 
+def test_weights_differ_above_and_below_the_level_where_a_clip_is_settled():
+    states = (torch.ones(3, 1), torch.full((3, 1), -0.5))
+    late_only = JointEps(*BASES, ExactRatio(), weight=guidance.early_and_late(0.0, 2.0))
+    for level, weight in ((guidance.SETTLED + 0.01, 0.0), (guidance.SETTLED - 0.01, 2.0)):
+        t = torch.full((3,), level)
+        assert_close(late_only(states, t), JointEps(*BASES, ExactRatio(), weight)(states, t), atol=0, rtol=0)
+
+
 def test_a_given_modality_is_kept_and_pulls_the_other_towards_it():
     """y | x ~ N(0.8 x, 0.36); conditioning on x_t in place of x_0 goes about half the way, as JointEps says."""
     given = torch.full((20_000, 1), 1.5)
