@@ -95,8 +95,8 @@ def discriminator_loss(
     A noise_weight (B,), a function of t alone, weighs noise levels without moving the minimum. The noise losses are
     sums over elements: a modality weighs what it has to explain.
 
-    Parts, per sample (B,): bce (of pairs), noise, noise_base (the noise loss without the residual, what the base models
-    reach alone) and correct (the mean over real and fake pairs of the share told right).
+    Parts, per sample (B,): bce (of pairs), bce_repair (with both: of the two repairs), noise, noise_base (noise without
+    the residual, what the base models reach alone) and correct (mean over real and fake pairs of the share told right).
     """
     t = real.t
     noise_weight = torch.as_tensor(noise_weight, dtype=t.dtype, device=t.device)

@@ -116,14 +116,14 @@ def make_objective(
 
 
 def generated_fakes(args: argparse.Namespace, world, bases: tuple) -> list[Tensor]:
-    """Independent pairs from the base models, drawn once and kept in the run folder for a resumed run."""
+    """Independent pairs from the base models, drawn once a run; a resumed one finds them in its folder."""
     path, shapes = args.out / "fakes.pt", [(32, *x.shape[1:]) for x in world.batch(1, torch.Generator())]
 
     def draw(k: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(args.seed * 2**32 + k)
         return sample(*bases, None, *shapes, generator=generator, device=args.device)
 
-    if not path.exists():
+    if not (args.resume and path.exists()):  # those of another run there may be of other base models
         with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             drawn = list(tqdm(pool.map(draw, range(FAKES // 32)), desc="clips from the base models", total=FAKES // 32))
         checkpoint.save(path, {"pairs": [torch.cat(x).half().cpu() for x in zip(*drawn, strict=True)]})

@@ -59,6 +59,7 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(ki
 @pytest.mark.parametrize("fakes", ["generated", "both"])
 def test_noise_loss_joins_after_the_warm_up_and_fakes_from_the_base_models_work(fakes, bases, tmp_path, monkeypatch):
     monkeypatch.setattr(objective, "FAKES", 32)
+    (tmp_path / "fakes.pt").write_bytes(b"of another run")
     train.train(train.parse(small(bases, tmp_path, "--fakes", fakes)))
     losses = checkpoint.load(tmp_path / "last.pt")["run"]["history"][-1]["loss"].keys()
     assert {"bce", "noise", "noise_base", "correct"} <= losses
