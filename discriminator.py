@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from score import VPSDE, FrozenModel, TimeFeatures
 
 
-def residual_noise(logit: Tensor, vt: Tensor, at: Tensor, t: Tensor, sde: VPSDE, create_graph: bool = False) -> tuple:
-    """r = -sigma_t grad L for both modalities, from logits (B,) computed on vt and at, which must require grad."""
-    grad_v, grad_a = torch.autograd.grad(logit.sum(), (vt, at), create_graph=create_graph)
+def residual_noise(logit: Tensor, vt: Tensor, at: Tensor, t: Tensor, sde: VPSDE, **graph: bool) -> tuple:
+    """r = -sigma_t grad L for both modalities, logits (B,) being of vt and at; graph as of torch.autograd.grad."""
+    grad_v, grad_a = torch.autograd.grad(logit.sum(), (vt, at), **graph)
     return sde.score_to_eps(grad_v, t), sde.score_to_eps(grad_a, t)
 
 
@@ -124,8 +124,8 @@ def discriminator_loss(
         repair = repairs.sum(0)
         residual = residual_noise(pair if fakes == "both" else pair + repair, vt, at, t, sde, create_graph=True)
         if fakes == "both":  # the repairs are taken as given: the noise loss would drown what they can learn
-            given = residual_noise(repair, vt, at, t, sde, create_graph=True)
-            residual = [r + x.detach() for r, x in zip(residual, given, strict=True)]
+            given = residual_noise(repair, vt, at, t, sde, retain_graph=True)
+            residual = [r + x for r, x in zip(residual, given, strict=True)]
         parts["noise_base"] = sum(x.square().flatten(1).sum(1) for x in real.missing)
         parts["noise"] = sum((r - x).square().flatten(1).sum(1) for r, x in zip(residual, real.missing, strict=True))
         loss = loss + (noise_weight * parts["noise"]).mean()
@@ -173,7 +173,7 @@ class JointDiscriminator(nn.Module):
         super().__init__()
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
         self.video_in, self.video_frame = nn.Linear(3 * 8 * 8, filters), nn.Linear(filters * (size // 4) ** 2, width)
-        self.audio_in = nn.Linear(n_mels * 8, width)
+        self.audio_in, self.audio_step = nn.Linear(8 * 8, filters), nn.Linear(filters * (n_mels // 2), width)
         self.video_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2))
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.factor_v, self.factor_a = nn.Linear(width, width), nn.Linear(width, width)
@@ -190,10 +190,11 @@ class JointDiscriminator(nn.Module):
         the picture, a non-linearity would lose what only the sum of many pixels shows.
         """
         embedding = self.time(t)
-        kernel_v, kernel_a = self.video_in.weight.unflatten(1, (3, 8, 8)), self.audio_in.weight.unflatten(1, (-1, 8))
+        kernel_v, kernel_a = (x.weight.unflatten(1, (-1, 8, 8)) for x in (self.video_in, self.audio_in))
         frames = F.conv2d(video.transpose(1, 2).flatten(0, 1), kernel_v, self.video_in.bias, stride=4, padding=2)
         v = self.video_frame(frames.flatten(1)).unflatten(0, (len(video), -1))
-        a = F.conv1d(audio[:, 0], kernel_a, self.audio_in.bias, stride=4, padding=2).transpose(1, 2)
+        bands = F.conv2d(audio, kernel_a, self.audio_in.bias, stride=(2, 4), padding=(3, 2))  # (B, filters, M/2, L/4)
+        a = self.audio_step(bands.flatten(1, 2).transpose(1, 2))
         for block in self.video_blocks:
             v = block(v, embedding)
         for block in self.audio_blocks:
