@@ -28,6 +28,7 @@ from clips import ClipFolder
 from data import Xylophone
 from files import run_main, save_json
 from guidance import sample
+from muon import Muon
 from objective import GROUP, ahead, make_objective
 from score import VPSDE, FrozenModel
 
@@ -64,15 +65,14 @@ def learning_rate(step: int, progress: float) -> float:
 def make_optimizers(network: nn.Module, kind: str, lr: float) -> list[torch.optim.Optimizer]:
     """Base models: AdamW. Discriminator: Muon for its matrices, AdamW at a tenth of the rate for the vectors.
 
-    Muon (Jordan 2024) steps equally along all singular directions of a matrix; the faint ones carry the pairing. It
-    reaches the noise loss of AdamW in about half the steps.
+    Muon reaches the noise loss of AdamW in about half the steps.
     """
     matrices = [p for p in network.parameters() if kind == "discriminator" and p.ndim == 2]
     if not matrices:
         return [torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)]
     vectors = [p for p in network.parameters() if p.ndim != 2]
     adamw = torch.optim.AdamW(vectors, lr=lr / 10, betas=(0.9, 0.99), weight_decay=0.01)
-    return [torch.optim.Muon(matrices, lr=lr, momentum=0.95, weight_decay=0.01), adamw]
+    return [Muon(matrices, lr), adamw]
 
 
 def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: float = 0.999) -> None:

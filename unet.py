@@ -25,30 +25,30 @@ SKIP_VIDEO, SKIP_AUDIO = 0.05, 0.1
 class ResBlock(nn.Module):
     """x + conv(SiLU(scale(t) * norm(conv(SiLU(norm(x)))) + shift(t))), with a conv over time in the middle for video.
 
-    Video is (B, T, C, H, W) here and folds T into the batch for its spatial convs; audio is (B, 1, C, H, W), one
-    "frame".
+    x (B T, C, H, W) holds the frames of all clips, channels last in memory; audio is a clip of one frame.
     """
 
     def __init__(self, channels_in: int, channels: int, embedding: int, temporal: bool):
         super().__init__()
+        self.temporal = temporal
         self.norm1, self.norm2 = nn.GroupNorm(8, channels_in), nn.GroupNorm(8, channels)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * channels)
-        if temporal:
-            self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-        else:
-            self.conv2 = nn.Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1))
+        self.conv2 = nn.Conv2d(channels, channels, (3, 1) if temporal else 3, padding=(1, 0) if temporal else 1)
         self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        b, t = x.shape[:2]
-        flat = x.flatten(0, 1)  # (B T, C, H, W)
-        h = self.norm2(self.conv1(F.silu(self.norm1(flat)))).unflatten(0, (b, t))
-        scale, shift = self.film(F.silu(embedding))[:, None, :, None, None].chunk(2, dim=2)
-        h = F.silu(h * (1 + scale) + shift)
-        h = self.conv2(h.transpose(1, 2)).transpose(1, 2)
-        return self.skip(flat).unflatten(0, (b, t)) + h
+        clips = len(embedding)
+        film = self.film(F.silu(embedding)).repeat_interleave(len(x) // clips, 0)
+        scale, shift = film[:, :, None, None].chunk(2, dim=1)
+        h = F.silu(self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift)
+        if self.temporal:  # the same memory seen as (B, C, T, H W)
+            h = self.conv2(h.unflatten(0, (clips, -1)).transpose(1, 2).flatten(3))
+            h = h.transpose(1, 2).unflatten(3, x.shape[2:]).flatten(0, 1)
+        else:
+            h = self.conv2(h)
+        return self.skip(x) + h
 
 
 class TimeAttention(nn.Module):
@@ -91,29 +91,25 @@ class UNet(nn.Module):
         self.attention = TimeAttention(c * bottom[0] * (bottom[1] if temporal else 1), steps, 192)
         self.out = nn.Sequential(nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, channels_in, 3, padding=1))
         nn.init.zeros_(self.out[2].weight)
+        self.to(memory_format=torch.channels_last)  # up to twice as fast on a CPU
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, clips: int) -> Tensor:
         """Video: a token per frame. Audio: a token per column of the spectrogram."""
         if self.temporal:
-            return self.attention(x.flatten(2)).reshape(x.shape)
-        tokens = x[:, 0].flatten(1, 2).transpose(1, 2)  # (B, L, C H)
-        return self.attention(tokens).transpose(1, 2).unflatten(1, x.shape[2:4])[:, None]
+            return self.attention(x.flatten(1).unflatten(0, (clips, -1))).flatten(0, 1).unflatten(1, x.shape[1:])
+        return self.attention(x.flatten(1, 2).transpose(1, 2)).transpose(1, 2).unflatten(1, x.shape[1:3])
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        frames = x.shape[1]
         embedding = self.time(t)
-
-        def each(layer: nn.Module, x: Tensor) -> Tensor:
-            return layer(x.flatten(0, 1)).unflatten(0, (-1, frames))
-
         a0, b0, b1, c0, c1, b2, b3, a1, a2 = self.blocks
-        high = a0(each(self.into, x) + self.position, embedding)
-        middle = b1(b0(each(self.down_a, high), embedding), embedding)
-        low = c0(each(self.down_b, middle), embedding)
-        low = c1(self.attend(low), embedding)
-        up = b3(b2(torch.cat([each(self.up_c, low), middle], dim=2), embedding), embedding)
-        up = a2(a1(torch.cat([each(self.up_b, up), high], dim=2), embedding), embedding)
-        return each(self.out, up)
+        flat = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        high = a0(self.into(flat) + self.position, embedding)
+        middle = b1(b0(self.down_a(high), embedding), embedding)
+        low = c0(self.down_b(middle), embedding)
+        low = c1(self.attend(low, len(t)), embedding)
+        up = b3(b2(torch.cat([self.up_c(low), middle], dim=1), embedding), embedding)
+        up = a2(a1(torch.cat([self.up_b(up), high], dim=1), embedding), embedding)
+        return self.out(up).unflatten(0, x.shape[:2])
 
 
 def precondition(body_x0: Tensor, xt: Tensor, t: Tensor, sde: VPSDE, s: float) -> Tensor:
