@@ -16,7 +16,7 @@ from torch import Tensor
 def orthogonal(G: Tensor) -> Tensor:
     """About U V^T of G = U S V^T (rows, columns), by five Newton-Schulz iterations.
 
-    They bring singular values from a hundredth of |G| upwards to between 0.68 and 1.2.
+    They bring singular values from a hundredth of |G| upwards to between 0.68 and 1.21.
     """
     X = G / G.norm().clamp(min=1e-7)
     X = X.T if len(G) > G.shape[1] else X

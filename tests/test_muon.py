@@ -13,7 +13,7 @@ def test_orthogonal_keeps_the_singular_vectors_and_evens_out_the_singular_values
     rotated = U.T @ orthogonal(U * S @ Vh) @ Vh.T
     values = rotated.diagonal()
     assert (rotated - values.diag()).abs().max() < 1e-4
-    assert values.min() > 0.4 and values.max() < 1.2
+    assert values.min() > 0.4 and values.max() < 1.21
 
 
 def test_muon_steps_are_those_of_torch_up_to_its_bfloat16():
