@@ -5,6 +5,7 @@ Used by train.py.
 
 import math
 import resource
+import statistics
 
 import torch
 
@@ -28,12 +29,12 @@ def average(window: list, step: int) -> dict:
 def summary(run: dict) -> dict:
     """report.json: each part of the loss over the last tenth of the run, and per noise level in its last window."""
     last = run["history"][-max(1, len(run["history"]) // 10) :]
-    loss = {name: [h["loss"][name] for h in last if name in h["loss"]] for name in (last[-1]["loss"] if last else ())}
+    names = last[-1]["loss"] if last else ()
     return {
         "steps": run["step"],
         "seconds": run["seconds"],
         "steps_per_second": run["step"] / max(run["seconds"], 1e-9),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "loss": {name: sum(values) / len(values) for name, values in loss.items()},
+        "loss": {name: statistics.mean(h["loss"][name] for h in last if name in h["loss"]) for name in names},
         "levels": last[-1]["levels"] if last else {},
     }

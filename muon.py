@@ -1,12 +1,10 @@
-"""Muon, the optimizer of the discriminator's matrices (Jordan 2024, kellerjordan.github.io/posts/muon).
+"""Muon (Jordan 2024, kellerjordan.github.io/posts/muon): steps equally along all singular directions of a matrix.
 
     M <- mu M + (1 - mu) G,   W <- (1 - eta lambda) W - eta max(1, rows/columns)^(1/2) orthogonal((1 - mu) G + mu M)
 
-An update steps equally along all singular directions of a matrix; the faint ones carry the pairing. torch.optim.Muon is
-the same in bfloat16, which a CPU without such instructions emulates: there it is half of a training step, and this,
-in float32, a tenth.
+As torch.optim.Muon, but in float32: on a CPU without bfloat16 instructions that one takes half of a training step.
 
-Used by train.py.
+Used by train.py for the discriminator's matrices, the faint directions of which carry the pairing.
 """
 
 import torch
@@ -14,10 +12,7 @@ from torch import Tensor
 
 
 def orthogonal(G: Tensor) -> Tensor:
-    """About U V^T of G = U S V^T (rows, columns), by five Newton-Schulz iterations.
-
-    They bring singular values from a hundredth of |G| upwards to between 0.68 and 1.21.
-    """
+    """About U V^T of G = U S V^T: five Newton-Schulz steps bring S from above |G| / 100 to between 0.68 and 1.21."""
     X = G / G.norm().clamp(min=1e-7)
     X = X.T if len(G) > G.shape[1] else X
     for _ in range(5):

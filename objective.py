@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import checkpoint
 from discriminator import discriminator_loss, perturb_pairs
 from guidance import sample
 from score import VPSDE
@@ -30,15 +29,13 @@ GROUP = 4  # clips that share a noise level: each is told from the three others
 FAKES = 1024  # pairs drawn from the base models for --fakes generated and both
 
 
-def levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
-    """n noise levels, one from each of n equal parts of [t_min, 1]: uniform, with less variance than n free draws."""
-    u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-    return sde.t_min + (1 - sde.t_min) * u
+def stratified(n: int, generator: torch.Generator) -> Tensor:
+    """One draw from each of n equal parts of [0, 1]: uniform, with less variance than n free draws."""
+    return (torch.arange(n) + torch.rand(n, generator=generator)) / n
 
 
-def discriminator_levels(n: int, sde: VPSDE, generator: torch.Generator) -> Tensor:
-    """n noise levels, logit-normal, stratified like `levels`: nine in ten from 0.29 to 0.75, where hits are decided."""
-    u = (levels(n, sde, generator) - sde.t_min) / (1 - sde.t_min)
+def logit_normal(u: Tensor, sde: VPSDE) -> Tensor:
+    """Noise levels from uniform draws u: nine in ten fall between 0.29 and 0.75, where hits are decided."""
     return torch.sigmoid(LEVEL_MEAN + LEVEL_SPREAD * torch.special.ndtri(u.double())).float().clamp(sde.t_min, 1)
 
 
@@ -83,15 +80,15 @@ def make_objective(
 
     def base_batch(k: int) -> tuple:
         generator = randomness(k)
-        video, audio = world.batch(args.batch, generator, only=args.model)
-        x0 = video if args.model == "video" else audio
-        t, eps = levels(args.batch, sde, generator), torch.randn(x0.shape, generator=generator)
+        x0 = world.batch(args.batch, generator, only=args.model)[args.model == "audio"]
+        t = sde.t_min + (1 - sde.t_min) * stratified(args.batch, generator)
+        eps = torch.randn(x0.shape, generator=generator)
         return x0.to(device), t.to(device), eps.to(device)
 
     def discriminator_batch(k: int) -> tuple:
         generator = randomness(k)
         real = [x.to(device) for x in world.batch(args.batch, generator)]
-        t = discriminator_levels(args.batch // GROUP, sde, generator).repeat_interleave(GROUP).to(device)
+        t = logit_normal(stratified(args.batch // GROUP, generator), sde).repeat_interleave(GROUP).to(device)
         with mixed_precision(device, inference=True):
             noisy = perturb_pairs(*bases, real, t, generator, ask_base=args.noise_weight > 0)
         if args.fakes == "shuffled":
@@ -116,15 +113,13 @@ def make_objective(
 
 
 def generated_fakes(args: argparse.Namespace, world, bases: tuple) -> list[Tensor]:
-    """Independent pairs from the base models, drawn once a run; a resumed one finds them in its folder."""
-    path, shapes = args.out / "fakes.pt", [(32, *x.shape[1:]) for x in world.batch(1, torch.Generator())]
+    """Independent pairs from the base models; a resumed run draws the same ones again."""
+    shapes = [(32, *x.shape[1:]) for x in world.batch(1, torch.Generator())]
 
     def draw(k: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(args.seed * 2**32 + k)
         return sample(*bases, None, *shapes, generator=generator, device=args.device)
 
-    if not (args.resume and path.exists()):  # those of another run there may be of other base models
-        with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            drawn = list(tqdm(pool.map(draw, range(FAKES // 32)), desc="clips from the base models", total=FAKES // 32))
-        checkpoint.save(path, {"pairs": [torch.cat(x).half().cpu() for x in zip(*drawn, strict=True)]})
-    return checkpoint.load(path)["pairs"]
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        drawn = list(tqdm(pool.map(draw, range(FAKES // 32)), desc="clips from the base models", total=FAKES // 32))
+    return [torch.cat(x).half().cpu() for x in zip(*drawn, strict=True)]

@@ -58,18 +58,11 @@ class TimeAttention(nn.Module):
         super().__init__()
         self.position = nn.Parameter(0.02 * torch.randn(steps, width))
         self.into, self.out = nn.Linear(features, width), nn.Linear(width, features)
-        self.norm = nn.LayerNorm(width)
-        self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
-        )
+        self.layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, F.silu, batch_first=True, norm_first=True)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        h = self.into(tokens) + self.position  # (B, steps, width)
-        q, k, v = (z.unflatten(-1, (4, -1)).transpose(1, 2) for z in self.qkv(self.norm(h)).chunk(3, dim=-1))
-        h = h + self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return tokens + self.out(h + self.mlp(h))
+        return tokens + self.out(self.layer(self.into(tokens) + self.position))  # tokens (B, steps, features)
 
 
 class UNet(nn.Module):

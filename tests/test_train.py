@@ -35,9 +35,14 @@ def weights(run: Path) -> dict:
     return checkpoint.load(run / "last.pt")["model"]
 
 
-@pytest.mark.parametrize("kind", ["discriminator", "audio"])
-def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(kind, bases, tmp_path, monkeypatch):
-    train.train(train.parse([kind, *small(bases, tmp_path / "whole")]))
+@pytest.mark.parametrize(
+    ("kind", "fakes"), [("discriminator", "shuffled"), ("discriminator", "both"), ("audio", "shuffled")]
+)
+def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
+    kind, fakes, bases, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(objective, "FAKES", 32)
+    train.train(train.parse([kind, *small(bases, tmp_path / "whole", "--fakes", fakes)]))
 
     @contextlib.contextmanager
     def stops_at_three():
@@ -47,7 +52,7 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(ki
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "interruptible", stops_at_three)
-        train.train(train.parse([kind, *small(bases, tmp_path / "parts")]))
+        train.train(train.parse([kind, *small(bases, tmp_path / "parts", "--fakes", fakes)]))
     assert checkpoint.load(tmp_path / "parts" / "last.pt")["step"] == 3
     train.train(train.parse(["--resume", str(tmp_path / "parts")]))
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
@@ -59,12 +64,10 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(ki
 @pytest.mark.parametrize("fakes", ["generated", "both"])
 def test_noise_loss_joins_after_the_warm_up_and_fakes_from_the_base_models_work(fakes, bases, tmp_path, monkeypatch):
     monkeypatch.setattr(objective, "FAKES", 32)
-    (tmp_path / "fakes.pt").write_bytes(b"of another run")
     train.train(train.parse(small(bases, tmp_path, "--fakes", fakes)))
     losses = checkpoint.load(tmp_path / "last.pt")["run"]["history"][-1]["loss"].keys()
     assert {"bce", "noise", "noise_base", "correct"} <= losses
     assert ("bce_repair" in losses) is (fakes == "both")
-    assert (tmp_path / "fakes.pt").exists()
     networks = checkpoint.load_run(tmp_path)
     assert networks[2].repair_v[2].weight.norm() > 0
 
@@ -114,11 +117,9 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(bases, 
 
 def test_noise_levels_are_stratified(generator):
     """One draw in each of n equal parts; the discriminator's are a monotone map of such draws."""
-    sde = VPSDE()
-    t = objective.levels(64, sde, generator)
-    share = (t - sde.t_min) / (1 - sde.t_min) * 64
-    assert ((share >= torch.arange(64) - 1e-3) & (share <= torch.arange(1, 65) + 1e-3)).all()
-    t = objective.discriminator_levels(10_000, sde, generator)
+    sde, u = VPSDE(), objective.stratified(10_000, generator)
+    assert (u * 10_000 - torch.arange(10_000) - 0.5).abs().max() < 0.5 + 1e-3
+    t = objective.logit_normal(u, sde)
     assert t.min() >= sde.t_min and t.max() <= 1
     assert_close(t.median(), torch.sigmoid(torch.tensor(objective.LEVEL_MEAN)), atol=0.01, rtol=0)
 
@@ -132,7 +133,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 def test_base_loss_of_the_exact_clip_is_zero_and_of_silence_is_known(generator):
     """x0_hat = 0 costs E|x0|^2 / sigma^2."""
     sde, x0 = VPSDE(), torch.full((64, 1, 4, 4), 0.5)
-    t, eps = objective.levels(64, sde, generator), torch.randn(x0.shape, generator=generator)
+    t, eps = objective.stratified(64, generator).clamp(min=0.01), torch.randn(x0.shape, generator=generator)
     assert objective.base_loss(lambda xt, t: x0, sde, x0, t, eps)[0] == 0
     loss, _, _ = objective.base_loss(lambda xt, t: torch.zeros_like(xt), sde, x0, t, eps)
     assert_close(loss, (0.25 / sde.marginal(t)[1] ** 2).mean())

@@ -11,8 +11,7 @@ SDE, loss and sampler are those of the audio-video model; only the tiny networks
 """
 
 import argparse
-import functools
-import operator
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -20,18 +19,18 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, kl_divergence
 from torch.optim import swa_utils
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
 
 from tqdm import tqdm
 
-from discriminator import discriminator_loss, perturb_pairs, residual_noise
+from discriminator import discriminator_loss, perturb_pairs
 from files import run_main, save_json
-from guidance import sample
+from guidance import JointEps, sample
 from score import VPSDE, FrozenModel, TimeFeatures
 from toy import figures as toy_figures
 from toy.target import ExactEps, Mixture, four_modes, gaussian, mutual_information
@@ -40,17 +39,6 @@ SYSTEMS = ("base", "bce", "noise", "both", "additive")
 LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 SAMPLES, SAMPLE_STEPS = 100_000, 40
 TRAIN_STEPS, BATCH, LR, GROUP = 2500, 2048, 6e-3, 4
-
-
-class Encoder(nn.Module):
-    """One modality: x (B, 1), time features (B, E) -> (B, width)."""
-
-    def __init__(self, width: int, embedding: int):
-        super().__init__()
-        self.x_in, self.t_in, self.out = nn.Linear(1, width), nn.Linear(embedding, width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.out(nn.functional.silu(self.x_in(x) + self.t_in(embedding)))
 
 
 class TinyDiscriminator(nn.Module):
@@ -63,17 +51,16 @@ class TinyDiscriminator(nn.Module):
         super().__init__()
         self.additive = additive
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
-        self.encode_x, self.encode_y = Encoder(width, embedding), Encoder(width, embedding)
-        fused = width if additive else 3 * width
+        layers = (1, embedding, width)  # inputs of an encoder's three: of x, of time features, of their sum
+        self.encoders = nn.ModuleList(nn.ModuleList(nn.Linear(n, width) for n in layers) for _ in "xy")
+        fused, heads = (width, 2) if additive else (3 * width, 1)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(fused, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(heads)
+        )
 
-        def head() -> nn.Module:
-            return nn.Sequential(nn.SiLU(), nn.Linear(fused, width), nn.SiLU(), nn.Linear(width, 1))
-
-        self.heads = nn.ModuleList([head(), head()] if additive else [head()])
-
-    def encode(self, x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = self.time(t)
-        return self.encode_x(x, embedding), self.encode_y(y, embedding)
+    def encode(self, x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        embedding, pairs = self.time(t), zip(self.encoders, (x, y), strict=True)
+        return tuple(out(nn.functional.silu(x_in(z) + t_in(embedding))) for (x_in, t_in, out), z in pairs)
 
     def repairs(self, u: Tensor, v: Tensor) -> Tensor:
         """None: the base scores are exact."""
@@ -120,12 +107,9 @@ def train(system: str, target_name: str, rho: float, seed: int, steps: int = TRA
 
 
 def joint_score(system: nn.Module | None, bases: tuple, z: Tensor, t: Tensor) -> Tensor:
-    """Base scores plus the gradient of the discriminator, (B, 2)."""
-    x, y = (part.clone().requires_grad_() for part in z.split(1, dim=1))
-    eps = [model(part, t) for model, part in zip(bases, (x, y), strict=True)]
-    if system is not None:
-        eps = [e + r for e, r in zip(eps, residual_noise(system(x, y, t), x, y, t, bases[0].sde), strict=True)]
-    return bases[0].sde.eps_to_score(torch.cat(eps, dim=1), t).detach()
+    """The score that guided sampling follows, (B, 2)."""
+    eps = JointEps(*bases, system)(z.split(1, dim=1), t)
+    return bases[0].sde.eps_to_score(torch.cat(eps, dim=1), t)
 
 
 def score_errors(system: nn.Module | None, target: Mixture, bases: tuple, n: int = 20_000) -> list[float]:
@@ -140,17 +124,15 @@ def score_errors(system: nn.Module | None, target: Mixture, bases: tuple, n: int
 
 
 def kl_gaussian(samples: Tensor, covariance: Tensor) -> float:
-    """KL(N(m, S) || N(0, C)) = 1/2 (tr C^-1 S + m C^-1 m - 2 - log det S / det C), N(m, S) fitted to samples (n, 2)."""
+    """KL(N(m, S) || N(0, C)), N(m, S) fitted to samples (n, 2)."""
     samples, C = samples.double(), covariance.double()
-    m, S = samples.mean(0), samples.T.cov()
-    inverse = torch.linalg.inv(C)
-    return 0.5 * (torch.trace(inverse @ S) + m @ inverse @ m - 2 - torch.logdet(S) + torch.logdet(C)).item()
+    fitted = MultivariateNormal(samples.mean(0), samples.T.cov())
+    return kl_divergence(fitted, MultivariateNormal(torch.zeros_like(fitted.mean), C)).item()
 
 
 def kl_histogram(samples: Tensor, target: Mixture, bins: int = 40, reach: float = 2.4) -> float:
     """KL of the samples' histogram against the exact probability of each cell; all outside the grid is one more."""
-    edges = torch.linspace(-reach, reach, bins + 1)
-    counts = torch.from_numpy(np.histogram2d(*samples.T.numpy(), bins=[edges.numpy()] * 2)[0]).flatten()
+    counts = torch.histogramdd(samples, bins, [-reach, reach] * 2).hist.flatten()
     p = torch.cat([counts, torch.tensor([len(samples) - counts.sum()])]) / len(samples)
     fine = torch.linspace(-reach, reach, 8 * bins + 1, dtype=torch.float64)
     centres = (fine[1:] + fine[:-1]) / 2
@@ -198,11 +180,11 @@ def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
     return report
 
 
-def over_seeds(reports: list[dict], statistic: Callable[[Tensor], Tensor]) -> dict:
+def over_seeds(reports: list, statistic: Callable[[list[float]], float | str]) -> dict:
     """One report in the form of each, every number in it a statistic over seeds."""
     if isinstance(reports[0], dict):
         return {key: over_seeds([r[key] for r in reports], statistic) for key in reports[0]}
-    return None if reports[0] is None else statistic(torch.tensor(reports, dtype=torch.float64)).item()
+    return None if reports[0] is None else statistic(reports)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -214,31 +196,27 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu",), default="cpu", help="the toy is too small for a GPU")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"))
     args = parser.parse_args(argv)
-    if not -1 < args.rho < 1:
-        parser.error("--rho must lie between -1 and 1")
-    if args.seeds < 1:
-        parser.error("--seeds must be at least 1")
+    if not -1 < args.rho < 1 or args.seeds < 1:
+        parser.error("--rho must lie between -1 and 1, and --seeds be at least 1")
     reports = [run(args, args.seed + k, args.out if k == 0 else None) for k in range(args.seeds)]
-    report = over_seeds(reports, torch.mean)
-    spread = over_seeds(reports, lambda values: values.std(correction=min(1, len(values) - 1)))
+    report = over_seeds(reports, statistics.fmean)
     if args.seeds > 1:
-        report |= {"seeds": args.seeds, "spread": spread}
+        report |= {"seeds": args.seeds, "spread": over_seeds(reports, statistics.stdev)}
     if args.target == "mixture":
         report["kl_by"] = "histogram of 40 x 40 cells"
     save_json(args.out / "report.json", report)
 
-    def cell(*keys: str) -> str:
-        value, std = (functools.reduce(operator.getitem, keys, tree) for tree in (report, spread))
-        return f"{value:9.4f}" + (f" +- {std:.4f}" if args.seeds > 1 else "")
+    def cell(values: list[float]) -> str:
+        return f"{statistics.fmean(values):9.4f}" + (f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else "")
 
+    cells = over_seeds(reports, cell)
     print(f"{'system':10} score_error, kl, rho_hat")
     for name in SYSTEMS:
-        print(f"{name:10} " + "  ".join(cell(key, name) for key in ("score_error", "kl", "rho_hat")))
-    for weight in report["weights"]:
-        rho_hat, variance = (cell("weights", weight, key) for key in ("rho_hat", "variance"))
-        print(f"both, weight {weight}: rho_hat {rho_hat}, variance {variance}")
-    estimate, exact = cell("mutual_information", "estimate"), report["mutual_information"]["exact"]
-    print(f"mutual information {estimate} nats, exact {exact:.4f}")
+        print(f"{name:10} " + "  ".join(cells[key][name] for key in ("score_error", "kl", "rho_hat")))
+    for weight, row in cells["weights"].items():
+        print(f"both, weight {weight}: rho_hat {row['rho_hat']}, variance {row['variance']}")
+    information = cells["mutual_information"]
+    print(f"mutual information {information['estimate']} nats, exact {information['exact']}")
     print(f"{report['seconds']:.0f} s a seed; figures and report.json in {args.out}")
 
 
