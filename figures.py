@@ -52,7 +52,7 @@ def save_curves(path: Path, history: list[dict]) -> None:
         entries = [entry for entry in history if name in entry["loss"]]
         top.plot([e["step"] for e in entries], [e["loss"][name] for e in entries])
         top.set(title=name, xlabel="step")
-        level = [float("nan") if v is None else v for v in entries[-1]["levels"][name]]
+        level = entries[-1]["levels"][name]
         bottom.plot([(b + 0.5) / len(level) for b in range(len(level))], level, "o-")
         bottom.set(xlabel="t, at the last step")
         if min(e["loss"][name] for e in entries) > 0 and name != "correct":

@@ -20,9 +20,8 @@ def average(window: list, step: int) -> dict:
         values = torch.cat([parts[name] if name in parts else torch.full_like(t, torch.nan) for parts, t in window])
         bins = (t * LEVELS).long().clamp(max=LEVELS - 1)
         entry["loss"][name] = values.nanmean().item()
-        entry["levels"][name] = [
-            v if math.isfinite(v := values[bins == b].nanmean().item()) else None for b in range(LEVELS)
-        ]
+        means = [values[bins == b].nanmean().item() for b in range(LEVELS)]
+        entry["levels"][name] = [mean if math.isfinite(mean) else None for mean in means]
     return entry
 
 
