@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import itertools
 import json
 import signal
@@ -13,6 +14,7 @@ import torch
 from torch.testing import assert_close
 
 import checkpoint
+import guidance
 import objective
 import train
 from data import Xylophone
@@ -31,6 +33,12 @@ def small(bases: Path, out: Path, *options: str) -> list[str]:
     return [*common, "--bases", str(bases), "--out", str(out), *options]
 
 
+def few_fakes(monkeypatch) -> None:
+    """A batch of clips from the base models, in two steps."""
+    monkeypatch.setattr(objective, "FAKES", 32)
+    monkeypatch.setattr(objective, "sample", functools.partial(guidance.sample, steps=2))
+
+
 def weights(run: Path) -> dict:
     return checkpoint.load(run / "last.pt")["model"]
 
@@ -41,7 +49,7 @@ def weights(run: Path) -> dict:
 def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
     kind, fakes, bases, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(objective, "FAKES", 32)
+    few_fakes(monkeypatch)
     train.train(train.parse([kind, *small(bases, tmp_path / "whole", "--fakes", fakes)]))
 
     @contextlib.contextmanager
@@ -63,7 +71,7 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
 
 @pytest.mark.parametrize("fakes", ["generated", "both"])
 def test_noise_loss_joins_after_the_warm_up_and_fakes_from_the_base_models_work(fakes, bases, tmp_path, monkeypatch):
-    monkeypatch.setattr(objective, "FAKES", 32)
+    few_fakes(monkeypatch)
     train.train(train.parse(small(bases, tmp_path, "--fakes", fakes)))
     losses = checkpoint.load(tmp_path / "last.pt")["run"]["history"][-1]["loss"].keys()
     assert {"bce", "noise", "noise_base", "correct"} <= losses
