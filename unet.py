@@ -84,7 +84,7 @@ class UNet(nn.Module):
         self.attention = TimeAttention(c * bottom[0] * (bottom[1] if temporal else 1), steps, 192)
         self.out = nn.Sequential(nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, channels_in, 3, padding=1))
         nn.init.zeros_(self.out[2].weight)
-        self.to(memory_format=torch.channels_last)  # convolutions of video take a fifth less time on a CPU
+        self.to(memory_format=torch.channels_last)  # a batch of video takes a fifth less time on a CPU
 
     def attend(self, x: Tensor, clips: int) -> Tensor:
         """Video: a token per frame. Audio: a token per column of the spectrogram."""

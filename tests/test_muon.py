@@ -21,7 +21,7 @@ def test_muon_steps_are_those_of_torch_up_to_its_bfloat16():
     ours = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((96, 32), (32, 96), (1, 96))]
     theirs = copy.deepcopy(ours)
     start = [p.detach().clone() for p in ours]
-    mine, reference = Muon(ours, 1e-2), torch.optim.Muon(theirs, lr=1e-2, momentum=0.95, weight_decay=0.01)
+    mine, reference = Muon(ours, 1e-2, 0.95, 1.0), torch.optim.Muon(theirs, lr=1e-2, momentum=0.95, weight_decay=1.0)
     for _ in range(5):
         for p, q in zip(ours, theirs, strict=True):
             p.grad = torch.randn(p.shape, generator=generator)

@@ -1,9 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from score import VPSDE, expand
-from unet import SKIP_AUDIO, SKIP_VIDEO, AudioUNet, VideoUNet
+from unet import SKIP_AUDIO, SKIP_VIDEO, AudioUNet, ResBlock, VideoUNet
 
 SDE = VPSDE()
 CASES = [(VideoUNet, (2, 3, 16, 32, 32)), (AudioUNet, (2, 1, 64, 128))]
@@ -43,6 +44,19 @@ def test_skip_follows_its_equation_and_trusts_the_clip_where_noise_is_weak(netwo
     torch.nn.init.zeros_(model.body.out[2].bias)
     assert_close(model(x, t), expand(c / alpha, x) * x)
     assert c[0] > 0.9 and c[2] < 1e-5
+
+
+def test_the_middle_of_a_video_block_is_a_convolution_over_the_frames_of_each_clip(generator):
+    """Against conv3d on (B, C, T, H, W), which shares no view of memory with the block."""
+    block, clips, frames = ResBlock(8, 16, 4, temporal=True), 2, 5
+    torch.nn.init.normal_(block.conv2.weight)
+    x, embedding = torch.randn(clips * frames, 8, 3, 4, generator=generator), torch.randn(clips, 4, generator=generator)
+    scale, shift = block.film(F.silu(embedding))[:, None, :, None, None].chunk(2, dim=2)
+    h = block.norm2(block.conv1(F.silu(block.norm1(x)))).unflatten(0, (clips, frames))
+    h = F.silu(h * (1 + scale) + shift).transpose(1, 2).contiguous()
+    h = F.conv3d(h, block.conv2.weight[..., None], block.conv2.bias, padding=(1, 0, 0))
+    expected = block.skip(x) + h.transpose(1, 2).flatten(0, 1)
+    assert_close(block(x.contiguous(memory_format=torch.channels_last), embedding), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_parameters_are_few():
