@@ -151,15 +151,14 @@ class TemporalBlock(nn.Module):
 
     def __init__(self, channels: int, embedding: int, dilation: int = 1):
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = nn.LayerNorm(channels)
         self.conv = Conv1d(channels, channels, 3, dilation)
         self.film = nn.Linear(embedding, 2 * channels)
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.film(embedding)[:, None].chunk(2, dim=2)
-        normal = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        return x + self.out(F.silu(self.conv(F.silu(normal)) * (1 + scale) + shift))
+        return x + self.out(F.silu(self.conv(F.silu(self.norm(x))) * (1 + scale) + shift))
 
 
 class JointDiscriminator(nn.Module):

@@ -1,7 +1,7 @@
 """What one training step minimises, in two halves: a batch drawn and perturbed, and its loss.
 
     base            E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2
-    discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first part of a run: it is cheap
+    discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first steps of a run: it is cheap
                     and finds the pairing; then with the noise loss, which makes the gradient right
 
 Batch k is a function of the seed and of k alone, so that a resumed run sees the batches of an undisturbed one; threads
@@ -71,8 +71,8 @@ def mixed_precision(device: torch.device, inference: bool = False) -> torch.auto
 
 def make_objective(
     args: argparse.Namespace, network: nn.Module, world, sde: VPSDE, bases: tuple
-) -> tuple[Callable[[int], tuple], Callable[[tuple, float], tuple[Tensor, dict[str, Tensor], Tensor]]]:
-    """make_batch(k) and loss_of(batch, progress) -> (loss, parts per sample, t)."""
+) -> tuple[Callable[[int], tuple], Callable[[tuple], tuple[Tensor, dict[str, Tensor], Tensor]]]:
+    """make_batch(k) and loss_of(batch) -> (loss, parts per sample, t)."""
     device = torch.device(args.device)
 
     def randomness(k: int) -> torch.Generator:
@@ -90,24 +90,24 @@ def make_objective(
         real = [x.to(device) for x in world.batch(args.batch, generator)]
         t = logit_normal(stratified(args.batch // GROUP, generator), sde).repeat_interleave(GROUP).to(device)
         with mixed_precision(device, inference=True):
-            noisy = perturb_pairs(*bases, real, t, generator, ask_base=args.noise_weight > 0)
+            noisy = perturb_pairs(*bases, real, t, generator, ask_base=args.noise_weight > 0 and k >= args.warmup)
         if args.fakes == "shuffled":
             return noisy, None
         rows = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)
         fakes = [x[rows].float().to(device) for x in fake_pool]
         return noisy, perturb_pairs(*bases, fakes, t, generator, ask_base=False)
 
-    def discriminator_step(batch: tuple, progress: float) -> tuple:
+    def discriminator_step(batch: tuple) -> tuple:
         real, generated = batch
         # sigma^2: at small t base models err in every pixel, which says nothing of the pairing and would drown the rest
-        noise_weight = args.noise_weight * sde.marginal(real.t)[1] ** 2 if progress >= args.warmup else 0.0
+        noise_weight = args.noise_weight * sde.marginal(real.t)[1] ** 2 if real.missing else 0.0
         loss, parts = discriminator_loss(
             network, sde, real, args.bce_weight, noise_weight, GROUP, args.fakes, generated
         )
         return loss, parts, real.t
 
     if args.model != "discriminator":
-        return base_batch, lambda batch, progress: base_loss(network, sde, *batch)
+        return base_batch, lambda batch: base_loss(network, sde, *batch)
     fake_pool = None if args.fakes == "shuffled" else generated_fakes(args, world, bases)
     return discriminator_batch, discriminator_step
 

@@ -29,7 +29,7 @@ def no_pictures(monkeypatch):
 
 
 def small(bases: Path, out: Path, *options: str) -> list[str]:
-    common = ["--steps", "6", "--batch", "4", "--warmup", "0.5", "--fakes", "shuffled"]
+    common = ["--steps", "6", "--batch", "4", "--warmup", "3", "--fakes", "shuffled"]
     return [*common, "--bases", str(bases), "--out", str(out), *options]
 
 
@@ -80,22 +80,25 @@ def test_noise_loss_joins_after_the_warm_up_and_fakes_from_the_base_models_work(
     assert networks[2].repair_v[2].weight.norm() > 0
 
 
-def test_without_a_noise_loss_the_base_models_are_not_asked(bases, tmp_path, monkeypatch):
+@pytest.mark.parametrize("option", [("--noise-weight", "0"), ("--warmup", "6")])
+def test_without_a_noise_loss_the_base_models_are_not_asked(option, bases, tmp_path, monkeypatch):
     monkeypatch.setattr(FrozenModel, "forward", lambda *_: pytest.fail("a base model was asked"))
-    train.train(train.parse(small(bases, tmp_path, "--noise-weight", "0")))
+    train.train(train.parse(small(bases, tmp_path, *option)))
     losses = json.loads((tmp_path / "report.json").read_text())["loss"]
     assert set(losses) == {"bce", "correct"}
 
 
-def test_the_budget_of_a_resumed_run_is_what_is_asked_for_and_else_its_own(bases, tmp_path):
+def test_the_options_of_a_resumed_run_are_what_is_asked_for_and_else_its_own(bases, tmp_path):
     train.train(train.parse(small(bases, tmp_path)))
     resumed = train.parse(["--resume", str(tmp_path), "--minutes", "5"])
     assert resumed.steps is None and resumed.minutes == 5
     assert train.parse(["--resume", str(tmp_path)]).steps == 6
+    changed = train.parse(["--resume", str(tmp_path), "--fakes", "both", "--lr", "1e-3"])
+    assert (changed.fakes, changed.lr, changed.batch, changed.warmup) == ("both", 1e-3, 4, 3)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(bases, tmp_path):
-    command = [sys.executable, "train.py", *small(bases, tmp_path), "--steps", "100000", "--warmup", "1.1"]
+    command = [sys.executable, "train.py", *small(bases, tmp_path), "--steps", "100000", "--warmup", "1000000"]
     process = subprocess.Popen(
         [*command, "--save-minutes", "0.001"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
