@@ -32,11 +32,9 @@ from muon import Muon
 from objective import GROUP, ahead, make_objective
 from score import VPSDE, FrozenModel
 
-DEFAULTS = {  # on 2 cores; the README tells what made the shipped weights
-    "video": {"minutes": 65.0, "batch": 32, "lr": 1e-3},
-    "audio": {"minutes": 45.0, "batch": 32, "lr": 1e-3},
-    "discriminator": {"minutes": 19.5, "batch": 32, "lr": 1e-2},
-}
+BUDGETS = {"video": 65.0, "audio": 45.0, "discriminator": 19.5}  # minutes on 2 cores
+DEFAULTS = {"data": "xylophone", "batch": 32, "bce_weight": 1.0, "noise_weight": 2.0}
+DEFAULTS |= {"warmup": 0.1, "fakes": "shuffled", "seed": 0}
 
 
 @contextlib.contextmanager
@@ -172,33 +170,33 @@ def progress_of(run: dict, args: argparse.Namespace) -> float:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", choices=tuple(DEFAULTS), default="discriminator")
-    parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips")
+    parser.add_argument("model", nargs="?", choices=tuple(BUDGETS), default="discriminator")
+    parser.add_argument("--data", help="xylophone (default), or a folder of clips")
     parser.add_argument("--steps", type=int, help="train this many steps; repeats exactly on the same machine")
     parser.add_argument("--minutes", type=float, help="or this long (default: 65 video, 45 audio, 19.5 discriminator)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, with its own options")
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run, its options holding where none is given")
     parser.add_argument("--batch", type=int, help="clips a step (default 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3; discriminator 1e-2)")
-    parser.add_argument("--bce-weight", type=float, default=1.0)
-    parser.add_argument("--noise-weight", type=float, default=2.0)
-    parser.add_argument("--warmup", type=float, default=0.1, help="share of the run on bce alone (default %(default)s)")
-    parser.add_argument("--fakes", choices=("shuffled", "generated", "both"), default="shuffled")
+    parser.add_argument("--bce-weight", type=float, help="default 1")
+    parser.add_argument("--noise-weight", type=float, help="default 2")
+    parser.add_argument("--warmup", type=float, help="share of the run on bce alone (default 0.1)")
+    parser.add_argument("--fakes", choices=("shuffled", "generated", "both"), help="default shuffled")
     parser.add_argument("--bases", type=Path, default=checkpoint.PRETRAINED, help="folder with video.pt and audio.pt")
     parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints (default 5)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="default 0")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="run folder (default runs/MODEL)")
     args = parser.parse_args(argv)
+    stored = {}
     if args.resume:
         stored = checkpoint.load(Path(args.resume) / "last.pt")["args"]
-        for name in ("model", "data", "batch", "lr", "bce_weight", "noise_weight", "warmup", "fakes", "seed"):
-            setattr(args, name, stored[name])
+        args.model, args.bases, args.out = stored["model"], Path(stored["bases"]), Path(args.resume)
         if args.steps is None and args.minutes is None:
-            args.steps, args.minutes = stored["steps"], stored["minutes"]
-        args.bases, args.out = Path(stored["bases"]), Path(args.resume)
-    for name, value in DEFAULTS[args.model].items():
+            args.steps = stored["steps"]
+    defaults = DEFAULTS | {"minutes": BUDGETS[args.model], "lr": 1e-2 if args.model == "discriminator" else 1e-3}
+    for name, value in defaults.items():
         if getattr(args, name) is None:
-            setattr(args, name, value)
+            setattr(args, name, value if stored.get(name) is None else stored[name])
     args.out = args.out or Path("runs") / args.model
     if args.batch < 1 or args.batch % GROUP or (args.steps is not None and args.steps < 1) or args.minutes <= 0:
         parser.error(f"--batch must be a multiple of {GROUP}, --steps at least 1 and --minutes above 0")

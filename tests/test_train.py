@@ -87,11 +87,13 @@ def test_without_a_noise_loss_the_base_models_are_not_asked(bases, tmp_path, mon
     assert set(losses) == {"bce", "correct"}
 
 
-def test_the_budget_of_a_resumed_run_is_what_is_asked_for_and_else_its_own(bases, tmp_path):
+def test_the_options_of_a_resumed_run_are_what_is_asked_for_and_else_its_own(bases, tmp_path):
     train.train(train.parse(small(bases, tmp_path)))
     resumed = train.parse(["--resume", str(tmp_path), "--minutes", "5"])
     assert resumed.steps is None and resumed.minutes == 5
     assert train.parse(["--resume", str(tmp_path)]).steps == 6
+    changed = train.parse(["--resume", str(tmp_path), "--fakes", "both", "--lr", "1e-3"])
+    assert (changed.fakes, changed.lr, changed.batch, changed.warmup) == ("both", 1e-3, 4, 0.5)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(bases, tmp_path):
