@@ -95,6 +95,9 @@ def test_the_options_of_a_resumed_run_are_what_is_asked_for_and_else_its_own(bas
     assert train.parse(["--resume", str(tmp_path)]).steps == 6
     changed = train.parse(["--resume", str(tmp_path), "--fakes", "both", "--lr", "1e-3"])
     assert (changed.fakes, changed.lr, changed.batch, changed.warmup) == ("both", 1e-3, 4, 3)
+    train.train(train.parse(["--resume", str(tmp_path), "--steps", "9", "--lr", "1e-3"]))
+    used = [o["param_groups"][0]["lr"] for o in checkpoint.load(tmp_path / "last.pt")["optimizers"]]
+    assert used == pytest.approx([rate * train.learning_rate(8, 8 / 9) for rate in (1e-3, 1e-4)])
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(bases, tmp_path):
