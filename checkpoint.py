@@ -15,9 +15,9 @@ from torch import nn
 from discriminator import JointDiscriminator
 from files import atomic
 from score import VPSDE, FrozenModel
-from unet import AudioUNet, VideoUNet
+from unet import AudioUNet, JointUNet, VideoUNet
 
-NETWORKS = {"video": VideoUNet, "audio": AudioUNet, "discriminator": JointDiscriminator}
+NETWORKS = {"video": VideoUNet, "audio": AudioUNet, "joint": JointUNet, "discriminator": JointDiscriminator}
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 

@@ -12,8 +12,8 @@ is trained by cross-entropy and, because a good classifier may have a poor gradi
     loss  = bce_weight * bce + noise_weight * noise
 
 The logit has parts by name, L = pair(v, a, t) + repair_v(v, t) + repair_a(a, t). Shuffled fakes have the marginals
-of the data, so cross-entropy on them trains `pair` alone, log q(v,a) / (q(v) q(a)). Clips drawn from a base model
-against real ones train its repair, log q(v)/p(v) or log q(a)/p(a): what the base model got wrong.
+of the data, so cross-entropy on them trains `pair` alone, log q(v,a) / (q(v) q(a)). The repairs, log q(v)/p(v) and
+log q(a)/p(a), are what the base models got wrong; they learn from the noise loss.
 
 Used by guidance.py (the gradient), train.py (the loss) and, with networks of its own, toy/run.py.
 """
@@ -90,13 +90,11 @@ def discriminator_loss(
         shuffled    each noisy video with the noisy audio of each other clip of its group (`group` consecutive clips,
                     which must share their t), to train `pair`
         generated   pairs drawn independently from the base models, at the t of real, to train the whole logit
-        both        shuffled for `pair`; each modality of generated pairs against real ones for its repair, of which
-                    only the own layers learn, and from nothing else: an encoder would know a few clips by heart
     A noise_weight (B,), a function of t alone, weighs noise levels without moving the minimum. The noise losses are
     sums over elements: a modality weighs what it has to explain.
 
-    Parts, per sample (B,): bce (of pairs), bce_repair (with both: of the two repairs), noise, noise_base (noise without
-    the residual, what the base models reach alone) and correct (mean over real and fake pairs of the share told right).
+    Parts, per sample (B,): bce, noise, noise_base (noise without the residual, what the base models reach alone) and
+    correct (mean over real and fake pairs of the share told right).
     """
     t = real.t
     noise_weight = torch.as_tensor(noise_weight, dtype=t.dtype, device=t.device)
@@ -104,9 +102,9 @@ def discriminator_loss(
     vt, at = (x.detach().requires_grad_(with_noise) for x in (real.vt, real.at))
 
     features = discriminator.encode(vt, at, t)
-    pair, repairs = discriminator.pair(*features, t), discriminator.repairs(*features)
+    pair, repair = discriminator.pair(*features, t), discriminator.repair(*features)
     if fakes == "generated":
-        real_logit, fake_logits = pair + repairs.sum(0), discriminator(generated.vt, generated.at, t)[None]
+        real_logit, fake_logits = pair + repair, discriminator(generated.vt, generated.at, t)[None]
     else:
         others = (shuffled(features[1], k, group) for k in range(1, group))
         real_logit, fake_logits = pair, torch.stack([discriminator.pair(features[0], a, t) for a in others])
@@ -114,18 +112,8 @@ def discriminator_loss(
     bce = F.softplus(-real_logit) + F.softplus(fake_logits).mean(0)  # fake logits (fakes per real, B)
     parts = {"bce": bce, "correct": ((real_logit > 0).float() + (fake_logits <= 0).float().mean(0)) / 2}
     loss = bce_weight * bce.mean()
-    if fakes == "both":
-        with torch.no_grad():
-            fake_features = discriminator.encode(generated.vt, generated.at, t)
-        real_repairs = discriminator.repairs(*(x.detach() for x in features))
-        parts["bce_repair"] = (F.softplus(-real_repairs) + F.softplus(discriminator.repairs(*fake_features))).sum(0)
-        loss = loss + bce_weight * parts["bce_repair"].mean()
     if with_noise:
-        repair = repairs.sum(0)
-        residual = residual_noise(pair if fakes == "both" else pair + repair, vt, at, t, sde, create_graph=True)
-        if fakes == "both":  # the repairs are taken as given: the noise loss would drown what they can learn
-            given = residual_noise(repair, vt, at, t, sde, retain_graph=True)
-            residual = [r + x for r, x in zip(residual, given, strict=True)]
+        residual = residual_noise(pair + repair, vt, at, t, sde, create_graph=True)
         parts["noise_base"] = sum(x.square().flatten(1).sum(1) for x in real.missing)
         parts["noise"] = sum((r - x).square().flatten(1).sum(1) for r, x in zip(residual, real.missing, strict=True))
         loss = loss + (noise_weight * parts["noise"]).mean()
@@ -200,9 +188,9 @@ class JointDiscriminator(nn.Module):
             a = block(a, embedding)
         return v, a
 
-    def repairs(self, v: Tensor, a: Tensor) -> Tensor:
-        """The repairs of two encoded modalities, (2, B)."""
-        return torch.stack([self.repair_v(v).sum((1, 2)), self.repair_a(a).sum((1, 2))])
+    def repair(self, v: Tensor, a: Tensor) -> Tensor:
+        """The sum (B,) of the repairs of two encoded modalities, which never meet in it."""
+        return self.repair_v(v).sum((1, 2)) + self.repair_a(a).sum((1, 2))
 
     def pair(self, v: Tensor, a: Tensor, t: Tensor) -> Tensor:
         """The pair term (B,) of two encoded modalities: mixed per time step first, pooled last."""
@@ -215,4 +203,4 @@ class JointDiscriminator(nn.Module):
 
     def forward(self, video: Tensor, audio: Tensor, t: Tensor) -> Tensor:
         v, a = self.encode(video, audio, t)
-        return self.pair(v, a, t) + self.repairs(v, a).sum(0)
+        return self.pair(v, a, t) + self.repair(v, a)

@@ -5,22 +5,24 @@
 
 real         held-out pairs of the world                shuffled     the same, sound and picture of different clips
 independent  the two base models, each on its own       guided       the same with the discriminator's gradient
+joint        one model of both, of train.py joint
 
     alignment = (hit_f1 * pitch_accuracy - that of shuffled) / (that of real - that of shuffled)       0 chance, 1 real
 
-Hits come from the detectors of hits.py. The Frechet distance, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), is to other
-held-out real clips in the features of a fixed random network. Below, by noise level on held-out real pairs: how well
-real and shuffled are told apart, and what the residual explains of the noise eps - eps_base that the base models leave.
+Hits come from the detectors of hits.py; fidelity to other held-out real clips, and diversity, are those of fidelity.py.
+Below, by noise level on held-out real pairs: how well real and shuffled are told apart, and what the residual explains
+of the noise eps - eps_base that the base models leave.
 """
 
 import argparse
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
@@ -30,52 +32,25 @@ import media
 from clips import ClipFolder
 from data import Xylophone
 from discriminator import perturb_pairs, residual_noise
+from fidelity import RandomFeatures, frechet, statistics
 from files import run_main, save_json
-from guidance import SOLVERS, early_and_late, sample
+from guidance import SOLVERS, draw, early_and_late, sample, unguided_eps
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 INFORMATION_LEVEL = 0.05  # the noise level at which mutual information is read off: the clips carry no grain this fine
 MODALITIES, BATCH = ("video", "audio"), 64
 
 
-class RandomFeatures(nn.Module):
-    """A fixed-seed random convolutional network: clips (B, C, ...) -> means and spreads of 64 channels (B, 128)."""
-
-    def __init__(self, channels: int, dims: int):
-        super().__init__()
-        conv = nn.Conv3d if dims == 3 else nn.Conv2d
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.net = nn.Sequential(
-                conv(channels, 32, 4, 2), nn.SiLU(), conv(32, 64, 4, 2), nn.SiLU(), conv(64, 64, 2)
-            )
-            for layer in self.net[::2]:
-                nn.init.kaiming_normal_(layer.weight)  # keeps the features' scale from layer to layer
-        self.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.cat([self.net(part).flatten(2) for part in x.split(BATCH)])
-        return torch.cat([h.mean(2), h.std(2)], dim=1).double()
-
-
-def frechet(x: Tensor, y: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to features x (n, D) and y (m, D)."""
-    S1, S2 = x.T.cov(), y.T.cov()
-    values, vectors = torch.linalg.eigh(S1)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ S2 @ root).clamp(min=0).sqrt().sum()
-    return ((x.mean(0) - y.mean(0)).square().sum() + S1.trace() + S2.trace() - 2 * cross).item()
-
-
-def generate(models: tuple, shapes: tuple, args: argparse.Namespace, weight, name: str) -> tuple:
+def generate(
+    draw_clips: Callable[[list, torch.Generator], tuple], shapes: tuple, seed: int, n: int, name: str
+) -> tuple:
     """n clips, video as a file holds it (8 bits a channel) and audio, and the seconds that one took."""
-    start, parts, generator = time.time(), [], torch.Generator().manual_seed(args.seed)
-    for first in tqdm(range(0, args.n, BATCH), desc=name):
-        sizes = [(min(BATCH, args.n - first), *shape) for shape in shapes]
-        clips = sample(*models, *sizes, args.steps, weight, args.solver, generator, device=args.device)
+    start, parts, generator = time.time(), [], torch.Generator().manual_seed(seed)
+    for first in tqdm(range(0, n, BATCH), desc=name):
+        clips = draw_clips([(min(BATCH, n - first), *shape) for shape in shapes], generator)
         parts.append([x.cpu() for x in clips])
     video, audio = (torch.cat(x) for x in zip(*parts, strict=True))
-    return media.to_video(media.to_frames(video)), audio, (time.time() - start) / args.n
+    return media.to_video(media.to_frames(video)), audio, (time.time() - start) / n
 
 
 def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str) -> list[dict[str, float]]:
@@ -90,7 +65,7 @@ def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str)
             vt, at = noisy.vt.requires_grad_(), noisy.at.requires_grad_()
             v, a = discriminator.encode(vt, at, t)
             pair = discriminator.pair(v, a, t)
-            residual = residual_noise(pair + discriminator.repairs(v, a).sum(0), vt, at, t, video_model.sde)
+            residual = residual_noise(pair + discriminator.repair(v, a), vt, at, t, video_model.sde)
             with torch.no_grad():
                 shuffled = discriminator.pair(v, a.roll(1, 0), t)
             row = {"accuracy": ((pair > 0).float() + (shuffled <= 0).float()) / 2, "pair_real": pair}
@@ -116,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
     parser.add_argument("--weight", type=float, nargs="+", default=[1.0, 4.0], help="one, or for large and small t")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
+    parser.add_argument("--joint", type=Path, metavar="RUN", help="a run of train.py joint, to compare with")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -125,55 +101,77 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--n must be at least 2, --steps at least 1, and --weight one number or two")
 
     models = checkpoint.load_run(args.run, args.device)
+    sde = models[0].sde
     world = Xylophone() if args.data == "xylophone" else ClipFolder(Path(args.data))
-    video, audio = world.batch(args.n, torch.Generator().manual_seed(args.seed))
+    real = world.batch(args.n, torch.Generator().manual_seed(args.seed))
     reference = world.batch(max(args.n, 1024), torch.Generator().manual_seed(args.seed + 1))
-    shapes = video.shape[1:], audio.shape[1:]
-    clips = {
-        "real": (video, audio, None),
-        "shuffled": (video, audio.roll(1, 0), None),
-        "independent": generate(models, shapes, args, 0.0, "independent"),
-        "guided": generate(models, shapes, args, early_and_late(args.weight[0], args.weight[-1]), "guided"),
-    }
+    shapes = [x.shape[1:] for x in real]
+
+    def guided_by(weight) -> Callable[[list, torch.Generator], tuple]:
+        return lambda sizes, generator: sample(
+            *models, *sizes, args.steps, weight, args.solver, generator, device=args.device
+        )
+
+    draws = {"independent": guided_by(0.0), "guided": guided_by(early_and_late(args.weight[0], args.weight[-1]))}
+    count = dict(zip((*MODALITIES, "discriminator"), models, strict=True))
+    if args.joint:
+        count["joint"] = checkpoint.load_network(args.joint / "model.pt", "joint", args.device)
+        eps_model = unguided_eps(count["joint"], sde)
+        draws["joint"] = lambda sizes, generator: draw(
+            eps_model, sizes, sde, args.steps, args.solver, generator, args.device
+        )
+    clips = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
+    clips |= {name: generate(draw_clips, shapes, args.seed, args.n, name) for name, draw_clips in draws.items()}
+
     features = RandomFeatures(3, 3), RandomFeatures(1, 2)
     truth = [net(x) for net, x in zip(features, reference, strict=True)]
-    systems = {}
-    for name, (v, a, seconds) in clips.items():
+    systems, physics = {}, {}
+    for name, (video, audio, seconds) in clips.items():
         row = {"hit_f1": None, "pitch_accuracy": None, "alignment": None, "onset_error_ms": None}
         if args.data == "xylophone":
-            row |= hits.agreement(hits.see(v), hits.hear(a), within=1 / world.fps)
-        video_d, audio_d = (frechet(net(x), y) for net, x, y in zip(features, (v, a), truth, strict=True))
-        systems[name] = row | {"video_frechet": video_d, "audio_frechet": audio_d, "seconds_per_clip": seconds}
+            seen, heard = hits.see(video), hits.hear(audio)
+            row |= hits.agreement(seen, heard, within=1 / world.fps)
+            physics[name] = {"video": video, "audio": audio, "seen": seen, "heard": heard}
+        distances = [frechet(net(x), y) for net, x, y in zip(features, (video, audio), truth, strict=True)]
+        row |= {f"{m}_frechet": d for m, d in zip(MODALITIES, distances, strict=True)}
+        systems[name] = row | {"seconds_per_clip": seconds}
+    report = {key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")} | {"systems": systems}
     if args.data == "xylophone":
         product = {name: row["hit_f1"] * row["pitch_accuracy"] for name, row in systems.items()}
         for name, row in systems.items():
             row["alignment"] = (product[name] - product["shuffled"]) / (product["real"] - product["shuffled"])
-    levels = by_level(models, (video, audio), args.seed, args.device)
-    count = [sum(p.numel() for p in model.parameters()) for model in models]
-    report = {
-        **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
-        "systems": systems,
-        "parameters": dict(zip((*MODALITIES, "discriminator"), count, strict=True)),
-        "mutual_information_nats": next(row["pair_real"] for row in levels if row["t"] == INFORMATION_LEVEL),
-        "levels": levels,
-    }
+        training = [world.batch(32, torch.Generator().manual_seed(k)) for k in range(32)]  # train.py's at --seed 0
+        training = [torch.cat(x) for x in zip(*training, strict=True)]
+        held_out = dict(zip(MODALITIES, reference, strict=True))
+        held_out |= {"seen": hits.see(reference[0]), "heard": hits.hear(reference[1])}
+        report["statistics"] = {
+            name: statistics(x, held_out, training, world.fps) for name, x in physics.items() if name != "shuffled"
+        }
+    report["levels"] = by_level(models, real, args.seed, args.device)
+    report["parameters"] = {name: sum(p.numel() for p in model.parameters()) for name, model in count.items()}
+    report["mutual_information_nats"] = next(
+        row["pair_real"] for row in report["levels"] if row["t"] == INFORMATION_LEVEL
+    )
     save_json(args.out / "report.json", report)
-    for name in ("guided", "independent"):
-        v, a, titles = clips[name][0][:8], clips[name][1][:8], [f"{name} {k}" for k in range(8)]
-        figures.save_sheet(args.out / f"{name}.png", v, a, titles)
-    print_table(report)
-    print(f"report.json, guided.png and independent.png are in {args.out}")
+    for name in draws:
+        video, audio, _ = clips[name]
+        figures.save_sheet(args.out / f"{name}.png", video[:8], audio[:8], [f"{name} {k}" for k in range(8)])
+    print_report(report)
+    print(f"report.json, {', '.join(f'{name}.png' for name in draws)} are in {args.out}")
 
 
-def print_table(report: dict) -> None:
-    columns = list(report["systems"]["real"])
-    print(f"{'':12}" + "".join(f"{name:>16}" for name in columns))
-    for system, row in report["systems"].items():
-        print(f"{system:12}" + "".join(" " * 16 if row[c] is None else f"{row[c]:16.4f}" for c in columns))
-    columns = ["t", "accuracy", "bce", "pair_real", *(f"{m}_{k}" for k in ("explained", "cosine") for m in MODALITIES)]
-    print("".join(f"{name:>16}" for name in columns))
-    for row in report["levels"]:
-        print("".join(f"{row[c]:16.4f}" for c in columns))
+def print_table(rows: dict[str, dict], columns: list[str]) -> None:
+    print(f"{'':12}" + "".join(f"{name:>24}" for name in columns))
+    for name, row in rows.items():
+        print(f"{name:12}" + "".join(" " * 24 if row[c] is None else f"{row[c]:24.4f}" for c in columns))
+
+
+def print_report(report: dict) -> None:
+    print_table(report["systems"], list(report["systems"]["real"]))
+    if "statistics" in report:
+        print_table(report["statistics"], list(report["statistics"]["real"]))
+    columns = ["accuracy", "bce", "pair_real", *(f"{m}_{k}" for k in ("explained", "cosine") for m in MODALITIES)]
+    print_table({f"t = {row['t']}": row for row in report["levels"]}, columns)
     nats = report["mutual_information_nats"]
     print(f"parameters {report['parameters']}; mutual information {nats:.2f} nats at t = {INFORMATION_LEVEL}")
 

@@ -123,6 +123,31 @@ def denoise(
         yield states
 
 
+def draw(
+    eps_model: Callable[[States, Tensor], States],
+    shapes: tuple,
+    sde: VPSDE,
+    steps: int = 25,
+    solver: str = "dpm++2m-sde",
+    generator: torch.Generator | None = None,
+    device: str = "cpu",
+) -> States:
+    """One state of each shape (B, ...), carried from noise to t_min."""
+    states = tuple(sde.prior(shape, generator, device) for shape in shapes)
+    *_, states = denoise(eps_model, states, sde, steps, solver, generator)
+    return states
+
+
+def unguided_eps(network: Callable[[States, Tensor], States], sde: VPSDE) -> Callable[[States, Tensor], States]:
+    """eps of a network that estimates all clean states at once, such as JointUNet: sampled like the guided pair."""
+
+    @torch.no_grad()
+    def eps(states: States, t: Tensor) -> States:
+        return tuple(sde.x0_to_eps(x, x0, t) for x, x0 in zip(states, network(states, t), strict=True))
+
+    return eps
+
+
 def sample(
     video_model: FrozenModel,
     audio_model: FrozenModel,
@@ -145,7 +170,6 @@ def sample(
     """
     sde = video_model.sde
     given = (given_video, given_audio)
-    states = tuple(sde.prior(shape, generator, device) for shape in (video_shape, audio_shape))
     eps_model = JointEps(video_model, audio_model, discriminator, weight, given, generator)
-    *_, states = denoise(eps_model, states, sde, steps, solver, generator)
+    states = draw(eps_model, (video_shape, audio_shape), sde, steps, solver, generator, device)
     return tuple(x if known is None else known for x, known in zip(states, given, strict=True))

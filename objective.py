@@ -1,6 +1,6 @@
 """What one training step minimises, in two halves: a batch drawn and perturbed, and its loss.
 
-    base            E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2
+    base, joint     E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2, of one modality or of both
     discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first steps of a run: it is cheap
                     and finds the pairing; then with the noise loss, which makes the gradient right
 
@@ -26,7 +26,7 @@ from score import VPSDE
 
 LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where the discriminator trains
 GROUP = 4  # clips that share a noise level: each is told from the three others
-FAKES = 1024  # pairs drawn from the base models for --fakes generated and both
+FAKES = 1024  # pairs drawn from the base models for --fakes generated
 
 
 def stratified(n: int, generator: torch.Generator) -> Tensor:
@@ -48,15 +48,24 @@ def ahead(make: Callable[[int], tuple], first: int) -> Iterator[tuple]:
             coming.append(pool.submit(make, k))
 
 
-def base_loss(network: nn.Module, sde: VPSDE, x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict, Tensor]:
-    """E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2, a mean over elements; returns loss, parts per sample and t (B,).
+def of_states(network: nn.Module, kind: str) -> Callable[[tuple, Tensor], tuple]:
+    """A network of any kind as one that takes and gives a tuple of states, of which a base model knows just one."""
+    return network if kind == "joint" else lambda states, t: (network(*states, t),)
+
+
+def denoising_loss(
+    network: Callable[[tuple, Tensor], tuple], sde: VPSDE, x0: tuple, t: Tensor, eps: tuple
+) -> tuple[Tensor, dict, Tensor]:
+    """E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2, a mean over the elements of each state (B, ...), summed over states.
 
     The weight makes it the error of v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, 2202.00512): neither the fine
     detail at small t nor the layout at large t, where it is decided when hits happen, is drowned by the other.
+    Returns loss, parts per sample and t (B,).
     """
-    with mixed_precision(x0.device):
-        x0_hat = network(sde.perturb(x0, t, eps), t)
-    error = (x0_hat - x0).square().flatten(1).mean(1) / sde.marginal(t)[1] ** 2
+    with mixed_precision(t.device):
+        x0_hat = network(tuple(sde.perturb(x, t, e) for x, e in zip(x0, eps, strict=True)), t)
+    error = sum((x - y).square().flatten(1).mean(1) for x, y in zip(x0_hat, x0, strict=True))
+    error = error / sde.marginal(t)[1] ** 2
     return error.mean(), {"v_error": error.detach()}, t
 
 
@@ -78,12 +87,13 @@ def make_objective(
     def randomness(k: int) -> torch.Generator:
         return torch.Generator().manual_seed(args.seed * 2**32 + k)
 
-    def base_batch(k: int) -> tuple:
+    def denoising_batch(k: int) -> tuple:
         generator = randomness(k)
-        x0 = world.batch(args.batch, generator, only=args.model)[args.model == "audio"]
+        only = "both" if args.model == "joint" else args.model
+        x0 = tuple(x.to(device) for x in world.batch(args.batch, generator, only) if x is not None)
         t = sde.t_min + (1 - sde.t_min) * stratified(args.batch, generator)
-        eps = torch.randn(x0.shape, generator=generator)
-        return x0.to(device), t.to(device), eps.to(device)
+        eps = tuple(torch.randn(x.shape, generator=generator).to(device) for x in x0)
+        return x0, t.to(device), eps
 
     def discriminator_batch(k: int) -> tuple:
         generator = randomness(k)
@@ -107,7 +117,8 @@ def make_objective(
         return loss, parts, real.t
 
     if args.model != "discriminator":
-        return base_batch, lambda batch: base_loss(network, sde, *batch)
+        predict = of_states(network, args.model)
+        return denoising_batch, lambda batch: denoising_loss(predict, sde, *batch)
     fake_pool = None if args.fakes == "shuffled" else generated_fakes(args, world, bases)
     return discriminator_batch, discriminator_step
 

@@ -1,9 +1,10 @@
-"""Train a base model or the discriminator.
+"""Train a base model, the discriminator, or the joint model that it is measured against.
 
-    python train.py video --minutes 60            a base model, on one modality alone
-    python train.py audio --minutes 60
+    python train.py video                         a base model, on one modality alone
+    python train.py audio
     python train.py                               the discriminator, on the two shipped base models
     python train.py discriminator --data FOLDER   the same on a folder of your own clips
+    python train.py joint                         one model of both modalities, without guidance
     python train.py --resume runs/discriminator   go on where a run stopped (Ctrl-C saves)
 What a step minimises is in objective.py.
 """
@@ -27,14 +28,14 @@ import log
 from clips import ClipFolder
 from data import Xylophone
 from files import run_main, save_json
-from guidance import sample
+from guidance import draw, sample, unguided_eps
 from muon import Muon
-from objective import GROUP, ahead, make_objective
-from score import VPSDE, FrozenModel
+from objective import GROUP, ahead, make_objective, of_states
+from score import VPSDE
 
-BUDGETS = {"video": 65.0, "audio": 45.0, "discriminator": 19.5}  # minutes on 2 cores
+BUDGETS = {"video": 60.0, "audio": 45.0, "joint": 75.0, "discriminator": 19.5}  # minutes on 2 cores
 DEFAULTS = {"data": "xylophone", "batch": 32, "bce_weight": 1.0, "noise_weight": 2.0}
-DEFAULTS |= {"warmup": 250, "fakes": "shuffled", "seed": 0}
+DEFAULTS |= {"warmup": 250, "fakes": "shuffled", "lr": 1e-2, "seed": 0, "bases": checkpoint.PRETRAINED}
 
 
 @contextlib.contextmanager
@@ -60,17 +61,14 @@ def learning_rate(step: int, progress: float) -> float:
     return min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def make_optimizers(network: nn.Module, kind: str, lr: float) -> list[torch.optim.Optimizer]:
-    """Base models: AdamW. Discriminator: Muon for its matrices, AdamW at a tenth of the rate for the vectors.
-
-    Muon reaches the noise loss of AdamW in about half the steps.
-    """
-    matrices = [p for p in network.parameters() if kind == "discriminator" and p.ndim == 2]
-    if not matrices:
-        return [torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)]
-    vectors = [p for p in network.parameters() if p.ndim != 2]
-    adamw = torch.optim.AdamW(vectors, lr=lr / 10, betas=(0.9, 0.99), weight_decay=0.01)
-    return [Muon(matrices, lr), adamw]
+def make_optimizers(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for matrices and kernels; AdamW at a tenth of the rate for vectors and a UNet's first and last layer."""
+    named = dict(network.named_parameters())
+    ends = {n for n in named if "body.into." in n or "body.out." in n}
+    matrices = [n for n, p in named.items() if n.endswith("weight") and p.ndim > 1 and n not in ends]
+    rest = [p for name, p in named.items() if name not in matrices]
+    adamw = torch.optim.AdamW(rest, lr=lr / 10, betas=(0.9, 0.99), weight_decay=0.01)
+    return [Muon([named[name] for name in matrices], lr), adamw]
 
 
 def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: float = 0.999) -> None:
@@ -84,13 +82,14 @@ def preview(path: Path, args: argparse.Namespace, ema: dict, world, sde: VPSDE, 
     network = checkpoint.NETWORKS[args.model]().to(args.device).eval()
     network.load_state_dict(ema)
     generator = torch.Generator().manual_seed(1)
-    video, audio = ((4, *x.shape[1:]) for x in world.batch(1, generator))
+    shapes = [(4, *x.shape[1:]) for x in world.batch(1, generator)]
     if args.model == "discriminator":
-        clips = sample(*bases, network, video, audio, generator=generator, device=args.device)
-    else:  # twice two clips: the sampler takes two models, and so it draws from this one twice
-        model, shape = FrozenModel(network, sde, "x0"), (2, *(video if args.model == "video" else audio)[1:])
-        x = torch.cat(sample(model, model, None, shape, shape, generator=generator, device=args.device))
-        clips = (x, None) if args.model == "video" else (None, x)
+        clips = sample(*bases, network, *shapes, generator=generator, device=args.device)
+    else:
+        shapes = {"video": shapes[:1], "audio": shapes[1:], "joint": shapes}[args.model]
+        eps_model = unguided_eps(of_states(network, args.model), sde)
+        clips = draw(eps_model, shapes, sde, generator=generator, device=args.device)
+        clips = (None, *clips) if args.model == "audio" else (*clips, None)[:2]
     figures.save_sheet(path, *clips)
 
 
@@ -99,7 +98,7 @@ def train(args: argparse.Namespace) -> None:
     sde, out = VPSDE(), args.out
     network = checkpoint.NETWORKS[args.model]().to(args.device)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
-    optimizers = make_optimizers(network, args.model, args.lr)
+    optimizers = make_optimizers(network, args.lr)
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
     run = {"step": 0, "seconds": 0.0, "history": []}
     if args.resume:
@@ -173,15 +172,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", nargs="?", choices=tuple(BUDGETS), default="discriminator")
     parser.add_argument("--data", help="xylophone (default), or a folder of clips")
     parser.add_argument("--steps", type=int, help="train this many steps; repeats exactly on the same machine")
-    parser.add_argument("--minutes", type=float, help="or this long (default: 65 video, 45 audio, 19.5 discriminator)")
+    parser.add_argument(
+        "--minutes", type=float, help="or this long (default: 60 video, 45 audio, 75 joint, 19.5 discriminator)"
+    )
     parser.add_argument("--resume", metavar="RUN", help="go on with this run, its options holding where none is given")
     parser.add_argument("--batch", type=int, help="clips a step (default 32)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-3; discriminator 1e-2)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-2)")
     parser.add_argument("--bce-weight", type=float, help="default 1")
     parser.add_argument("--noise-weight", type=float, help="default 2")
     parser.add_argument("--warmup", type=int, help="first steps, on bce alone (default 250)")
-    parser.add_argument("--fakes", choices=("shuffled", "generated", "both"), help="default shuffled")
-    parser.add_argument("--bases", type=Path, default=checkpoint.PRETRAINED, help="folder with video.pt and audio.pt")
+    parser.add_argument("--fakes", choices=("shuffled", "generated"), help="default shuffled")
+    parser.add_argument("--bases", type=Path, help="folder with video.pt and audio.pt (default pretrained)")
     parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints (default 5)")
     parser.add_argument("--seed", type=int, help="default 0")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -190,13 +191,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     stored = {}
     if args.resume:
         stored = checkpoint.load(Path(args.resume) / "last.pt")["args"]
-        args.model, args.bases, args.out = stored["model"], Path(stored["bases"]), Path(args.resume)
+        args.model, args.out = stored["model"], Path(args.resume)
         if args.steps is None and args.minutes is None:
             args.steps = stored["steps"]
-    defaults = DEFAULTS | {"minutes": BUDGETS[args.model], "lr": 1e-2 if args.model == "discriminator" else 1e-3}
-    for name, value in defaults.items():
+    for name, value in (DEFAULTS | {"minutes": BUDGETS[args.model]}).items():
         if getattr(args, name) is None:
-            setattr(args, name, value if stored.get(name) is None else stored[name])
+            setattr(args, name, value if stored.get(name) is None else type(value)(stored[name]))
     args.out = args.out or Path("runs") / args.model
     if args.batch < 1 or args.batch % GROUP or (args.steps is not None and args.steps < 1) or args.minutes <= 0:
         parser.error(f"--batch must be a multiple of {GROUP}, --steps at least 1 and --minutes above 0")

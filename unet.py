@@ -1,7 +1,8 @@
-"""The two small base networks: VideoUNet (factorised 2D + 1D) and AudioUNet (2-D), both conditioned on t.
+"""The two small base networks, VideoUNet (factorised 2D + 1D) and AudioUNet (2-D), and JointUNet, both made into one.
 
-Each shrinks space at once (patches become channels), then works at three resolutions with skip connections, and attends
-over time at the lowest, where a whole clip is a few dozen positions. They return an estimate of the clean clip,
+Each is conditioned on t, shrinks space at once (patches become channels), works at three resolutions with skip
+connections, and attends over time at the lowest, where a whole clip is a few dozen positions. They return an estimate
+of the clean clip,
 
     x0_hat = c x_t / alpha_t + (1 - c) body(x_t, t),    c = s^2 / (s^2 + (sigma_t / alpha_t)^2)
 
@@ -9,8 +10,10 @@ the preconditioning of Karras et al. 2022 (2206.00364, eq. 7): where the noise i
 fine as a small network sees, the noisy clip itself is the better guess. Wrapped in FrozenModel(network, sde,
 prediction="x0"). You need not read this file to understand the method.
 
-Used by train.py to make the base models, and by sample.py and evaluate.py to load them.
+Used by train.py to make the models, and by sample.py and evaluate.py to load them.
 """
+
+from collections.abc import Generator
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +21,8 @@ from torch import Tensor, nn
 
 from score import VPSDE, TimeFeatures, expand
 
-# s. video.pt was trained at 0.1; at 0.05 its RMS error below t = 0.1 is up to a third smaller, and so is the grain.
-SKIP_VIDEO, SKIP_AUDIO = 0.05, 0.1
+# s, as large as leaves no grain: at 0.1 the noise kept in a ringing note makes bands double that are no onsets.
+SKIP_VIDEO, SKIP_AUDIO = 0.05, 0.07
 
 
 class ResBlock(nn.Module):
@@ -92,17 +95,27 @@ class UNet(nn.Module):
             return self.attention(x.flatten(1).unflatten(0, (clips, -1))).flatten(0, 1).unflatten(1, x.shape[1:])
         return self.attention(x.flatten(1, 2).transpose(1, 2)).transpose(1, 2).unflatten(1, x.shape[1:3])
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def levels(self, x: Tensor, t: Tensor) -> Generator[Tensor, Tensor, None]:
+        """The pass of `forward`, halting after each of five resolutions: yields the features there and goes on with
+        those that are sent back, which `JointUNet` mixes with another network's; the sixth yield is the output.
+        """
         embedding = self.time(t)
         a0, b0, b1, c0, c1, b2, b3, a1, a2 = self.blocks
         flat = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        high = a0(self.into(flat) + self.position, embedding)
-        middle = b1(b0(self.down_a(high), embedding), embedding)
+        high = yield a0(self.into(flat) + self.position, embedding)
+        middle = yield b1(b0(self.down_a(high), embedding), embedding)
         low = c0(self.down_b(middle), embedding)
-        low = c1(self.attend(low, len(t)), embedding)
-        up = b3(b2(torch.cat([self.up_c(low), middle], dim=1), embedding), embedding)
-        up = a2(a1(torch.cat([self.up_b(up), high], dim=1), embedding), embedding)
-        return self.out(up).unflatten(0, x.shape[:2])
+        low = yield c1(self.attend(low, len(t)), embedding)
+        up = yield b3(b2(torch.cat([self.up_c(low), middle], dim=1), embedding), embedding)
+        up = yield a2(a1(torch.cat([self.up_b(up), high], dim=1), embedding), embedding)
+        yield self.out(up).unflatten(0, x.shape[:2])
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        levels = self.levels(x, t)
+        h = next(levels)
+        for _ in range(5):
+            h = levels.send(h)
+        return h
 
 
 def precondition(body_x0: Tensor, xt: Tensor, t: Tensor, sde: VPSDE, s: float) -> Tensor:
@@ -121,10 +134,15 @@ class VideoUNet(nn.Module):
         bottom = size // patch // 4
         self.body = UNet(3 * patch**2, widths, (bottom, bottom), frames, temporal=True)
 
-    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(xt.transpose(1, 2), self.patch)  # (B, T, 3 p p, H/p, W/p)
-        body_x0 = F.pixel_shuffle(self.body(x, t), self.patch).transpose(1, 2)
+    def patches(self, xt: Tensor) -> Tensor:
+        return F.pixel_unshuffle(xt.transpose(1, 2), self.patch)  # (B, T, 3 p p, H/p, W/p)
+
+    def clean(self, body_x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        body_x0 = F.pixel_shuffle(body_x0, self.patch).transpose(1, 2)
         return precondition(body_x0, xt, t, self.body.time.sde, SKIP_VIDEO)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        return self.clean(self.body(self.patches(xt), t), xt, t)
 
 
 class AudioUNet(nn.Module):
@@ -136,7 +154,57 @@ class AudioUNet(nn.Module):
         bottom = (n_mels // patch // 4, length // patch // 4)
         self.body = UNet(patch**2, widths, bottom, bottom[1], temporal=False)
 
+    def patches(self, xt: Tensor) -> Tensor:
+        return F.pixel_unshuffle(xt, self.patch)[:, None]  # (B, 1, p p, n_mels/p, L/p)
+
+    def clean(self, body_x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        return precondition(F.pixel_shuffle(body_x0[:, 0], self.patch), xt, t, self.body.time.sde, SKIP_AUDIO)
+
     def forward(self, xt: Tensor, t: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(xt, self.patch)[:, None]  # (B, 1, p p, n_mels/p, L/p)
-        body_x0 = F.pixel_shuffle(self.body(x, t)[:, 0], self.patch)
-        return precondition(body_x0, xt, t, self.body.time.sde, SKIP_AUDIO)
+        return self.clean(self.body(self.patches(xt), t), xt, t)
+
+
+class Mixer(nn.Module):
+    """Each modality hears of the other at the same instant: h + out(SiLU(own + other)), time step by time step.
+
+    v (B T, C, H, W) and a (B, C', M, L) keep their shapes; a step's own features are all that it holds, C H W or C' M.
+    """
+
+    def __init__(self, video_features: int, audio_features: int, width: int):
+        super().__init__()
+        self.from_v, self.from_a = nn.Linear(video_features, width), nn.Linear(audio_features, width)
+        self.to_v, self.to_a = nn.Linear(width, video_features), nn.Linear(width, audio_features)
+        for parameter in (*self.to_v.parameters(), *self.to_a.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        own_v = self.from_v(v.flatten(1).unflatten(0, (len(a), -1)))  # (B, T, width)
+        own_a = self.from_a(a.flatten(1, 2).transpose(1, 2))  # (B, L, width)
+        of_a, of_v = (
+            F.interpolate(x.transpose(1, 2), y.shape[1], mode="linear").transpose(1, 2)
+            for x, y in ((own_a, own_v), (own_v, own_a))
+        )
+        v = v + self.to_v(F.silu(own_v + of_a)).flatten(0, 1).view(v.shape)
+        return v, a + self.to_a(F.silu(own_a + of_v)).transpose(1, 2).unflatten(1, a.shape[1:3])
+
+
+class JointUNet(nn.Module):
+    """(vt, at), t (B,) -> estimates of both clean modalities: the two networks above in step, mixed at each resolution.
+
+    One diffusion model of the joint distribution, as of MM-Diffusion (Ruan et al. 2023, 2212.09478) but mixed per time
+    step instead of by attention in a window: what the guidance is measured against (train.py joint).
+    """
+
+    def __init__(self, width: int = 128):
+        super().__init__()
+        self.video, self.audio = VideoUNet(), AudioUNet()
+        high, middle, low = (2048, 512), (1024, 512), (768, 512)  # features of a frame, of a spectrogram's column
+        self.mixers = nn.ModuleList(Mixer(*features, width) for features in (high, middle, low, middle, high))
+
+    def forward(self, states: tuple[Tensor, Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
+        networks = self.video, self.audio
+        passes = [net.body.levels(net.patches(x), t) for net, x in zip(networks, states, strict=True)]
+        h = [next(levels) for levels in passes]
+        for mixer in self.mixers:
+            h = [levels.send(x) for levels, x in zip(passes, mixer(*h), strict=True)]
+        return tuple(net.clean(x0, x, t) for net, x0, x in zip(networks, h, states, strict=True))

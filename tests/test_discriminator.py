@@ -6,7 +6,6 @@ from torch.testing import assert_close
 from discriminator import (
     Conv1d,
     JointDiscriminator,
-    Noisy,
     discriminator_loss,
     mirrored_noise,
     perturb_pairs,
@@ -32,8 +31,8 @@ class ExactRatio(nn.Module):
     def encode(self, x, y, t):
         return x, y
 
-    def repairs(self, x, y):
-        return x.new_zeros(2, len(x))
+    def repair(self, x, y):
+        return x.new_zeros(len(x))
 
     def pair(self, x, y, t):
         return self.scale * TARGET.log_ratio(torch.cat([x, y], dim=1), t)
@@ -54,14 +53,14 @@ def test_joint_discriminator_interacts(generator):
     features = network.encode(v, a, t)
     pair = network.pair(*features, t)
     assert mixed_derivative(pair, v, a).abs().max() > 1e-8
-    assert_close(network(v, a, t), pair + network.repairs(*features).sum(0))
+    assert_close(network(v, a, t), pair + network.repair(*features))
 
 
 def test_repairs_and_the_additive_form_do_not_interact(generator):
     v = torch.randn(2, 3, 16, 32, 32, generator=generator, requires_grad=True)
     a = torch.randn(2, 1, 64, 128, generator=generator, requires_grad=True)
     network = JointDiscriminator()
-    repair = network.repairs(*network.encode(v, a, torch.tensor([0.1, 0.5]))).sum(0)
+    repair = network.repair(*network.encode(v, a, torch.tensor([0.1, 0.5])))
     assert torch.autograd.grad(repair.sum(), v, retain_graph=True)[0].abs().max() > 0
     assert mixed_derivative(repair, v, a).abs().max() == 0
     x, y = (torch.randn(5, 1, generator=generator, requires_grad=True) for _ in range(2))
@@ -154,7 +153,7 @@ def test_double_backprop_gradient_matches_finite_differences():
 
 
 def test_each_kind_of_fakes_trains_its_own_part(generator):
-    """Shuffled: `pair`. Generated: the whole logit. Both: as shuffled, and of the repairs only their own layers."""
+    """Shuffled: `pair`. Generated: the whole logit."""
     network = JointDiscriminator()
     real, generated = (
         (torch.randn(2, 3, 16, 32, 32, generator=generator), torch.randn(2, 1, 64, 128, generator=generator))
@@ -163,50 +162,33 @@ def test_each_kind_of_fakes_trains_its_own_part(generator):
     t = torch.tensor([0.2, 0.2])
     real, generated = (perturb_pairs(*BASES, pairs, t, generator, ask_base=False) for pairs in (real, generated))
     gradients = {}
-    for fakes in ("shuffled", "generated", "both"):
+    for fakes in ("shuffled", "generated"):
         network.zero_grad()
-        loss, parts = discriminator_loss(network, SDE, real, noise_weight=0.0, fakes=fakes, generated=generated)
+        loss, _ = discriminator_loss(network, SDE, real, noise_weight=0.0, fakes=fakes, generated=generated)
         loss.backward()
         gradients[fakes] = {name: p.grad for name, p in network.named_parameters()}
         assert (gradients[fakes]["repair_v.2.weight"] is None) is (fakes == "shuffled")
-        assert ("bce_repair" in parts) is (fakes == "both")
-    for name, gradient in gradients["shuffled"].items():
-        if gradient is not None:
-            assert torch.equal(gradient, gradients["both"][name])
+        assert gradients[fakes]["pair_out.2.weight"].any()
     assert not torch.equal(gradients["shuffled"]["video_in.weight"], gradients["generated"]["video_in.weight"])
 
 
-def test_noise_loss_takes_repairs_with_fakes_of_their_own_as_given(generator):
-    network = JointDiscriminator()
-    v, a = torch.randn(2, 3, 16, 32, 32, generator=generator), torch.randn(2, 1, 64, 128, generator=generator)
-    real = Noisy(v, a, torch.tensor([0.4, 0.4]), (torch.randn_like(v), torch.randn_like(a)))
-    noise = {}
-    for fakes in ("shuffled", "both"):
-        network.zero_grad()
-        loss, parts = discriminator_loss(network, SDE, real, bce_weight=0.0, fakes=fakes, generated=real)
-        loss.backward()
-        noise[fakes] = parts["noise"]
-        assert bool(network.repair_v[2].weight.grad.any()) is (fakes == "shuffled")
-        assert network.pair_out[2].weight.grad.any()
-    assert_close(noise["shuffled"], noise["both"])
-
-
-def test_repair_is_learned_as_the_log_ratio_of_data_and_base(generator):
-    """Base models that draw N(0, 1.5^2) where the data are N(0, 1): the cross-entropy of the repairs is least at
-    log q_t/p_t.
-    """
+def test_generated_fakes_teach_the_log_ratio_of_data_and_base(generator):
+    """Base models that draw N(0, 1.5^2) where the data are N(0, 1): the cross-entropy is least at log q_t/p_t."""
 
     class Repair(ExactRatio):
+        def pair(self, x, y, t):
+            return torch.zeros_like(t)
+
         def encode(self, x, y, t):
             spread = (SDE.marginal(t)[0] ** 2 * 1.5**2 + SDE.marginal(t)[1] ** 2).sqrt()[:, None]
             p = torch.distributions.Normal(torch.zeros_like(spread), spread)
             return tuple(torch.distributions.Normal(0.0, 1.0).log_prob(z) - p.log_prob(z) for z in (x, y))
 
-        def pair(self, x, y, t):
-            return torch.zeros_like(t)
+        def repair(self, x, y):
+            return self.scale * (x + y)[:, 0]
 
-        def repairs(self, x, y):
-            return self.scale * torch.stack([x[:, 0], y[:, 0]])
+        def forward(self, x, y, t):
+            return self.repair(*self.encode(x, y, t))
 
     n, network = 400_000, Repair()
     t = torch.rand(n // 2, generator=generator, dtype=torch.float64).repeat_interleave(2) * 0.3 + 0.01
@@ -216,7 +198,7 @@ def test_repair_is_learned_as_the_log_ratio_of_data_and_base(generator):
     losses = []
     for scale in (0.8, 1.0, 1.2):
         network.scale.data.fill_(scale)
-        losses.append(discriminator_loss(network, SDE, real, 1.0, 0.0, 2, "both", fake)[1]["bce_repair"].mean().item())
+        losses.append(discriminator_loss(network, SDE, real, 1.0, 0.0, 2, "generated", fake)[0].item())
     assert losses[1] < min(losses[0], losses[2])
 
 

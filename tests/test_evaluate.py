@@ -4,39 +4,18 @@ import math
 import pytest
 import torch
 
+import checkpoint
 import evaluate
 import media
 from data import Xylophone
 from discriminator import mirrored_noise
-
-
-def test_frechet_distance_of_known_gaussians(generator):
-    """N(0, I) against N(m, 4 I) in 3 dimensions: |m|^2 + 3 (1 + 4 - 2 * 2)."""
-    x = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
-    y = 2 * torch.randn(200_000, 3, generator=generator, dtype=torch.float64) + torch.tensor([1.0, 0.0, 2.0])
-    assert evaluate.frechet(x, y) == pytest.approx(5 + 3, rel=0.02)
-    assert evaluate.frechet(x, x) == pytest.approx(0, abs=1e-8)
-
-
-def test_frechet_of_correlated_gaussians_matches_the_matrix_square_root(generator):
-    A, B = (torch.randn(4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    x, y = (torch.randn(50_000, 4, generator=generator, dtype=torch.float64) @ M for M in (A, B))
-    S1, S2 = x.T.cov(), y.T.cov()
-    cross = torch.linalg.eigvals(S1 @ S2).real.clamp(min=0).sqrt().sum()
-    expected = (x.mean(0) - y.mean(0)).square().sum() + S1.trace() + S2.trace() - 2 * cross
-    assert evaluate.frechet(x, y) == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_random_features_are_the_same_every_time_and_tell_noise_from_clips():
-    video, _ = Xylophone().batch(400, torch.Generator().manual_seed(0), only="video")
-    a, b, noisy = video[:200], video[200:], video[:200] + 0.2 * torch.randn(200, 3, 16, 32, 32)
-    net = evaluate.RandomFeatures(3, 3)
-    assert torch.equal(net(a), evaluate.RandomFeatures(3, 3)(a))
-    assert evaluate.frechet(net(noisy), net(b)) > 5 * evaluate.frechet(net(a), net(b))
+from unet import JointUNet
 
 
 def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys):
-    evaluate.main(["--n", "4", "--steps", "2", "--run", str(bases), "--out", str(tmp_path)])
+    checkpoint.save(tmp_path / "model.pt", {"kind": "joint", "options": {}, "model": JointUNet().state_dict()})
+    out = ["--joint", str(tmp_path), "--out", str(tmp_path)]
+    evaluate.main(["--n", "4", "--steps", "2", "--run", str(bases), *out])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["n"] == 4 and report["steps"] == 2
     keys = {
@@ -48,11 +27,12 @@ def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys
         "audio_frechet",
         "seconds_per_clip",
     }
-    for name in ("real", "shuffled", "independent", "guided"):
+    for name in ("real", "shuffled", "independent", "guided", "joint"):
         assert keys <= report["systems"][name].keys()
     assert report["systems"]["real"]["alignment"] == 1 and report["systems"]["shuffled"]["alignment"] == 0
     assert report["systems"]["real"]["hit_f1"] >= 0.98
-    assert set(report["parameters"]) == {"video", "audio", "discriminator"}
+    assert set(report["parameters"]) == {"video", "audio", "discriminator", "joint"}
+    assert set(report["statistics"]) == {"real", "independent", "guided", "joint"}
     assert len(report["levels"]) == len(evaluate.LEVELS)
     assert math.isfinite(report["mutual_information_nats"])
     assert "guided" in capsys.readouterr().out
@@ -70,7 +50,7 @@ def test_a_folder_of_clips_is_judged_by_fidelity_alone(bases, tmp_path):
 
 def test_what_the_residual_explains_is_all_for_the_missing_noise_itself(bases, generator, monkeypatch):
     """Were r equal to eps - eps_base, it would explain everything, with cosine 1; r = 0 explains nothing."""
-    models = evaluate.checkpoint.load_run(bases)
+    models = checkpoint.load_run(bases)
     pair = Xylophone().batch(2, generator)
     monkeypatch.setattr(evaluate, "LEVELS", (0.3,))
     for scale, expected in ((0.0, 0.0), (1.0, 1.0)):

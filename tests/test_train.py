@@ -44,7 +44,8 @@ def weights(run: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("kind", "fakes"), [("discriminator", "shuffled"), ("discriminator", "both"), ("audio", "shuffled")]
+    ("kind", "fakes"),
+    [("discriminator", "shuffled"), ("discriminator", "generated"), ("audio", "shuffled"), ("joint", "shuffled")],
 )
 def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
     kind, fakes, bases, tmp_path, monkeypatch
@@ -69,13 +70,10 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
     assert report["steps"] == 6 and report["peak_memory_mb"] > 0 and report["loss"]
 
 
-@pytest.mark.parametrize("fakes", ["generated", "both"])
-def test_noise_loss_joins_after_the_warm_up_and_fakes_from_the_base_models_work(fakes, bases, tmp_path, monkeypatch):
-    few_fakes(monkeypatch)
-    train.train(train.parse(small(bases, tmp_path, "--fakes", fakes)))
+def test_noise_loss_joins_after_the_warm_up_and_trains_the_repairs(bases, tmp_path):
+    train.train(train.parse(small(bases, tmp_path)))
     losses = checkpoint.load(tmp_path / "last.pt")["run"]["history"][-1]["loss"].keys()
-    assert {"bce", "noise", "noise_base", "correct"} <= losses
-    assert ("bce_repair" in losses) is (fakes == "both")
+    assert losses == {"bce", "noise", "noise_base", "correct"}
     networks = checkpoint.load_run(tmp_path)
     assert networks[2].repair_v[2].weight.norm() > 0
 
@@ -93,8 +91,9 @@ def test_the_options_of_a_resumed_run_are_what_is_asked_for_and_else_its_own(bas
     resumed = train.parse(["--resume", str(tmp_path), "--minutes", "5"])
     assert resumed.steps is None and resumed.minutes == 5
     assert train.parse(["--resume", str(tmp_path)]).steps == 6
-    changed = train.parse(["--resume", str(tmp_path), "--fakes", "both", "--lr", "1e-3"])
-    assert (changed.fakes, changed.lr, changed.batch, changed.warmup) == ("both", 1e-3, 4, 3)
+    changed = train.parse(["--resume", str(tmp_path), "--fakes", "generated", "--lr", "1e-3"])
+    assert (changed.fakes, changed.lr, changed.batch, changed.warmup) == ("generated", 1e-3, 4, 3)
+    assert (changed.bases, train.parse(["--resume", str(tmp_path), "--bases", "other"]).bases) == (bases, Path("other"))
     train.train(train.parse(["--resume", str(tmp_path), "--steps", "9", "--lr", "1e-3"]))
     used = [o["param_groups"][0]["lr"] for o in checkpoint.load(tmp_path / "last.pt")["optimizers"]]
     assert used == pytest.approx([rate * train.learning_rate(8, 8 / 9) for rate in (1e-3, 1e-4)])
@@ -144,27 +143,31 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert train.learning_rate(10_000, 1.0) == pytest.approx(0.0)
 
 
-def test_base_loss_of_the_exact_clip_is_zero_and_of_silence_is_known(generator):
-    """x0_hat = 0 costs E|x0|^2 / sigma^2."""
-    sde, x0 = VPSDE(), torch.full((64, 1, 4, 4), 0.5)
-    t, eps = objective.stratified(64, generator).clamp(min=0.01), torch.randn(x0.shape, generator=generator)
-    assert objective.base_loss(lambda xt, t: x0, sde, x0, t, eps)[0] == 0
-    loss, _, _ = objective.base_loss(lambda xt, t: torch.zeros_like(xt), sde, x0, t, eps)
-    assert_close(loss, (0.25 / sde.marginal(t)[1] ** 2).mean())
+def test_denoising_loss_of_the_exact_clips_is_zero_and_of_silence_is_known(generator):
+    """x0_hat = 0 costs E|x0|^2 / sigma^2, summed over the modalities."""
+    sde, x0 = VPSDE(), (torch.full((64, 1, 4, 4), 0.5), torch.full((64, 3, 2), 0.25))
+    t = objective.stratified(64, generator).clamp(min=0.01)
+    eps = tuple(torch.randn(x.shape, generator=generator) for x in x0)
+    assert objective.denoising_loss(lambda xt, t: x0, sde, x0, t, eps)[0] == 0
+    loss, _, _ = objective.denoising_loss(lambda xt, t: [torch.zeros_like(x) for x in xt], sde, x0, t, eps)
+    assert_close(loss, ((0.25 + 0.0625) / sde.marginal(t)[1] ** 2).mean())
 
 
 def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(bases):
     assert list(itertools.islice(objective.ahead(lambda k: k, 3), 40)) == list(range(3, 43))
     args, sde = train.parse(["audio", "--batch", "4"]), VPSDE()
     make, _ = objective.make_objective(args, None, Xylophone(), sde, ())
-    assert all(torch.equal(x, y) for x, y in zip(make(7), make(7), strict=True))
-    assert not any(torch.equal(x, y) for x, y in zip(make(7), make(8), strict=True))
+    (x0,), t, (eps,) = make(7)
+    assert all(torch.equal(x, y) for x, (y,) in zip((x0, eps), make(7)[::2], strict=True)) and torch.equal(
+        t, make(7)[1]
+    )
+    assert not any(torch.equal(x, y) for x, (y,) in zip((x0, eps), make(8)[::2], strict=True))
 
 
-@pytest.mark.parametrize("kind", ["discriminator", "audio"])
+@pytest.mark.parametrize("kind", checkpoint.NETWORKS)
 def test_each_parameter_has_one_optimizer(kind):
     network = checkpoint.NETWORKS[kind]()
-    groups = [g["params"] for o in train.make_optimizers(network, kind, 1e-2) for g in o.param_groups]
+    groups = [g["params"] for o in train.make_optimizers(network, 1e-2) for g in o.param_groups]
     assert sorted(map(id, itertools.chain(*groups))) == sorted(map(id, network.parameters()))
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from score import VPSDE, expand
-from unet import SKIP_AUDIO, SKIP_VIDEO, AudioUNet, ResBlock, VideoUNet
+from unet import SKIP_AUDIO, SKIP_VIDEO, AudioUNet, JointUNet, ResBlock, VideoUNet
 
 SDE = VPSDE()
 CASES = [(VideoUNet, (2, 3, 16, 32, 32)), (AudioUNet, (2, 1, 64, 128))]
@@ -61,3 +61,20 @@ def test_the_middle_of_a_video_block_is_a_convolution_over_the_frames_of_each_cl
 
 def test_parameters_are_few():
     assert sum(p.numel() for network in (VideoUNet(), AudioUNet()) for p in network.parameters()) < 4e6
+
+
+def test_the_joint_network_is_two_base_networks_until_its_mixers_learn(generator):
+    """Mixers start at zero; once they do not, each modality's first instant feels that of the other."""
+    torch.manual_seed(0)
+    joint, t = JointUNet(), torch.tensor([0.3, 0.6])
+    for head in (joint.video.body.out[2], joint.audio.body.out[2]):
+        torch.nn.init.normal_(head.weight, std=0.05)
+    states = tuple(torch.randn(shape, generator=generator, requires_grad=True) for _, shape in CASES)
+    for x, own, network in zip(states, joint(states, t), (joint.video, joint.audio), strict=True):
+        assert torch.equal(own, network(x, t))
+    for mixer in joint.mixers:
+        torch.nn.init.normal_(mixer.to_v.weight, std=0.05)
+        torch.nn.init.normal_(mixer.to_a.weight, std=0.05)
+    v, a = joint(states, t)
+    assert torch.autograd.grad(v[:, :, 0].sum(), states[1], retain_graph=True)[0][..., :8].abs().max() > 0
+    assert torch.autograd.grad(a[..., :8].sum(), states[0])[0][:, :, 0].abs().max() > 0

@@ -63,9 +63,9 @@ class TinyDiscriminator(nn.Module):
         embedding, pairs = self.time(t), zip(self.encoders, (x, y), strict=True)
         return tuple(F.silu(out(F.silu(x_in(z) + t_in(embedding)))) for (x_in, t_in, out), z in pairs)
 
-    def repairs(self, u: Tensor, v: Tensor) -> Tensor:
+    def repair(self, u: Tensor, v: Tensor) -> Tensor:
         """None: the base scores are exact."""
-        return u.new_zeros(2, len(u))
+        return u.new_zeros(len(u))
 
     def pair(self, u: Tensor, v: Tensor, t: Tensor) -> Tensor:
         if self.additive:

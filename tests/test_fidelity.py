@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+import data
+import fidelity
+import hits
+from data import Xylophone
+
+
+def test_frechet_distance_of_known_gaussians(generator):
+    """N(0, I) against N(m, 4 I) in 3 dimensions: |m|^2 + 3 (1 + 4 - 2 * 2)."""
+    x = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
+    y = 2 * torch.randn(200_000, 3, generator=generator, dtype=torch.float64) + torch.tensor([1.0, 0.0, 2.0])
+    assert fidelity.frechet(x, y) == pytest.approx(5 + 3, rel=0.02)
+    assert fidelity.frechet(x, x) == pytest.approx(0, abs=1e-8)
+
+
+def test_frechet_of_correlated_gaussians_matches_the_matrix_square_root(generator):
+    A, B = (torch.randn(4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    x, y = (torch.randn(50_000, 4, generator=generator, dtype=torch.float64) @ M for M in (A, B))
+    S1, S2 = x.T.cov(), y.T.cov()
+    cross = torch.linalg.eigvals(S1 @ S2).real.clamp(min=0).sqrt().sum()
+    expected = (x.mean(0) - y.mean(0)).square().sum() + S1.trace() + S2.trace() - 2 * cross
+    assert fidelity.frechet(x, y) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_random_features_are_the_same_every_time_and_tell_noise_from_clips():
+    video, _ = Xylophone().batch(400, torch.Generator().manual_seed(0), only="video")
+    a, b, noisy = video[:200], video[200:], video[:200] + 0.2 * torch.randn(200, 3, 16, 32, 32)
+    net = fidelity.RandomFeatures(3, 3)
+    assert torch.equal(net(a), fidelity.RandomFeatures(3, 3)(a))
+    assert fidelity.frechet(net(noisy), net(b)) > 5 * fidelity.frechet(net(a), net(b))
+
+
+def test_total_variation_of_known_histograms():
+    """Shares 1/2, 1/2 against 1/4, 3/4: half of 1/4 + 1/4; and all that lies above the last bin falls into it."""
+    assert fidelity.total_variation([0, 1], [0, 1, 1, 1], 3) == pytest.approx(0.25)
+    assert fidelity.total_variation([0, 0], [2, 7], 3) == 1
+    assert fidelity.total_variation([2, 9], [3, 2], 3) == 0
+    assert fidelity.total_variation([], [1], 3) == pytest.approx(0.5)
+
+
+def test_gravity_is_read_off_the_flights_and_off_nothing_else():
+    """The world's own clips give its g; played at another speed they do not, and a ball that hangs is not asked."""
+    video, _ = Xylophone().batch(64, torch.Generator().manual_seed(0), only="video")
+    seen = hits.see(video)
+    g = fidelity.gravity(video, seen, 8)
+    assert g.median().item() == pytest.approx(data.GRAVITY, rel=0.01) and len(g) > 64
+    assert (g - data.GRAVITY).abs().quantile(0.9) < 0.1 * data.GRAVITY
+    assert fidelity.gravity(video, seen, 16).median().item() > 2 * data.GRAVITY
+    assert len(fidelity.gravity(video, [[] for _ in seen], 8)) == 0
+
+
+def test_nearest_neighbours_find_a_repeated_and_a_memorised_clip(generator):
+    x, training = torch.randn(8, 2, 50, generator=generator), torch.randn(20, 2, 50, generator=generator)
+    assert fidelity.nearest(x, training) == pytest.approx(
+        sorted((a - training).square().mean((1, 2)).sqrt().min().item() for a in x)[3], rel=1e-4
+    )
+    assert fidelity.nearest(training[3:9] + 0.01, training) == pytest.approx(0.01, rel=0.01)
+    assert fidelity.nearest(torch.cat([x, x])) == pytest.approx(0, abs=1e-3) and fidelity.nearest(x) > 0.5
