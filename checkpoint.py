@@ -52,13 +52,18 @@ def load_network(path: Path, kind: str, device: str = "cpu") -> nn.Module:
     return network.eval()
 
 
-def load_base(path: Path, kind: str, sde: VPSDE, device: str = "cpu") -> FrozenModel:
-    """A base model trained by train.py, frozen."""
-    return FrozenModel(load_network(path, kind, device), sde, prediction="x0")
+def load_base(path: Path, kind: str, size: int, sde: VPSDE, device: str = "cpu") -> FrozenModel:
+    """A base model trained by train.py, frozen, for clips of the given size."""
+    network = load_network(path, kind, device)
+    if network.size != size:
+        raise ValueError(
+            f"{path} is for --size {network.size}, not {size}: train.py {kind} --size {size} makes another"
+        )
+    return FrozenModel(network, sde, prediction="x0")
 
 
 def load_run(run: Path, device: str = "cpu") -> tuple[FrozenModel, FrozenModel, nn.Module]:
     """The two frozen base models and the discriminator of a run folder."""
-    sde = VPSDE()
-    video_model, audio_model = (load_base(run / f"{kind}.pt", kind, sde, device) for kind in ("video", "audio"))
-    return video_model, audio_model, load_network(run / "model.pt", "discriminator", device).requires_grad_(False)
+    sde, discriminator = VPSDE(), load_network(run / "model.pt", "discriminator", device).requires_grad_(False)
+    bases = (load_base(run / f"{kind}.pt", kind, discriminator.size, sde, device) for kind in ("video", "audio"))
+    return *bases, discriminator

@@ -20,17 +20,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 import media
+from data import Xylophone
 from files import atomic
 
 SUFFIXES = {".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg"}
 
 
 class ClipFolder:
-    """Windows of `frames` / `fps` seconds from every usable clip under `folder`."""
+    """Windows as long as a clip of Xylophone(size) from every usable clip under `folder`."""
 
-    def __init__(self, folder: Path, size: int = 32, frames: int = 16, fps: int = 8, workers: int = 2):
-        self.size, self.frames, self.fps = size, frames, fps
-        self.seconds = frames / fps
+    def __init__(self, folder: Path, size: int = 32, workers: int = 2):
+        self.size, self.frames, self.fps = size, size // 2, 8
+        self.seconds = self.frames / self.fps
         self.samples = int(self.seconds * media.SAMPLE_RATE)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not a folder: --data takes a folder of clips, or xylophone")
@@ -89,3 +90,8 @@ class ClipFolder:
         frames, waveform = self.windows(n, generator)
         video = media.to_video(frames) if only != "audio" else None
         return video, media.log_mel(waveform) if only != "video" else None
+
+
+def open_world(data: str, size: int) -> Xylophone | ClipFolder:
+    """The world that --data names: xylophone or a folder."""
+    return Xylophone(size) if data == "xylophone" else ClipFolder(Path(data), size)

@@ -29,11 +29,11 @@ SPEED_MAX = GRAVITY * FLIGHT[1] / 2
 
 
 class Xylophone:
-    """The world, drawn from a seed in batches. Frames (T, H, W) at `fps`; sound at media.SAMPLE_RATE."""
+    """The world, drawn from a seed in batches: size / 2 frames (T, H, W) at 8 fps; sound at media.SAMPLE_RATE."""
 
-    def __init__(self, size: int = 32, frames: int = 16, fps: int = 8):
-        self.size, self.frames, self.fps = size, frames, fps
-        self.seconds = frames / fps
+    def __init__(self, size: int = 32):
+        self.size, self.frames, self.fps = size, size // 2, 8
+        self.seconds = self.frames / self.fps
         self.samples = int(self.seconds * media.SAMPLE_RATE)
         self.notes = self._notes()
 

@@ -158,6 +158,7 @@ class JointDiscriminator(nn.Module):
 
     def __init__(self, size: int = 32, n_mels: int = 64, width: int = 96, embedding: int = 32, filters: int = 16):
         super().__init__()
+        self.size = size
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
         self.video_in, self.video_frame = nn.Linear(3 * 8 * 8, filters), nn.Linear(filters * (size // 4) ** 2, width)
         self.audio_in, self.audio_step = nn.Linear(8 * 8, filters), nn.Linear(filters * (n_mels // 2), width)

@@ -29,8 +29,7 @@ import checkpoint
 import figures
 import hits
 import media
-from clips import ClipFolder
-from data import Xylophone
+from clips import open_world
 from discriminator import perturb_pairs, residual_noise
 from fidelity import RandomFeatures, frechet, statistics
 from files import run_main, save_json
@@ -102,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
 
     models = checkpoint.load_run(args.run, args.device)
     sde = models[0].sde
-    world = Xylophone() if args.data == "xylophone" else ClipFolder(Path(args.data))
+    world = open_world(args.data, models[2].size)
     real = world.batch(args.n, torch.Generator().manual_seed(args.seed))
     reference = world.batch(max(args.n, 1024), torch.Generator().manual_seed(args.seed + 1))
     shapes = [x.shape[1:] for x in real]

@@ -107,7 +107,7 @@ def hear(audio: Tensor) -> list[list[Hit]]:
     return clips
 
 
-def match(seen: list[Hit], heard: list[Hit], within: float) -> list[tuple[Hit, Hit]]:
+def match(seen: list[Hit], heard: list[Hit], within: float = 0.125) -> list[tuple[Hit, Hit]]:
     """One-to-one pairs of hits at most `within` seconds apart, the closest first."""
     pairs = sorted((abs(s[0] - h[0]), i, j) for i, s in enumerate(seen) for j, h in enumerate(heard))
     used_i, used_j, matches = set(), set(), []

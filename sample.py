@@ -25,28 +25,26 @@ from files import run_main, save_json
 from guidance import SOLVERS, early_and_late, sample
 from page import save_page
 
-WORLD = Xylophone()  # for the shapes of a clip
 
-
-def given_clip(path: Path, n: int) -> tuple[Tensor, Tensor]:
-    """The first two seconds of a media file, n times: video (n, 3, T, H, W) and audio (n, 1, n_mels, L)."""
+def given_clip(path: Path, n: int, world: Xylophone) -> tuple[Tensor, Tensor]:
+    """The first seconds of a media file, n times: video (n, 3, T, H, W) and audio (n, 1, n_mels, L)."""
     try:
-        frames, waveform = media.read_clip(path, WORLD.fps, WORLD.size, seconds=WORLD.seconds + 1)
-        if len(frames) < WORLD.frames or len(waveform) < WORLD.samples:
-            raise ValueError(f"it is shorter than {WORLD.seconds:g} s")
+        frames, waveform = media.read_clip(path, world.fps, world.size, seconds=world.seconds + 1)
+        if len(frames) < world.frames or len(waveform) < world.samples:
+            raise ValueError(f"it is shorter than {world.seconds:g} s")
     except ValueError as error:
         raise ValueError(f"--given {path}: {error}") from error
-    video, audio = media.to_video(frames[None, : WORLD.frames]), media.log_mel(waveform[None, : WORLD.samples])
+    video, audio = media.to_video(frames[None, : world.frames]), media.log_mel(waveform[None, : world.samples])
     return video.expand(n, *video.shape[1:]), audio.expand(n, *audio.shape[1:])
 
 
-def write_clips(out: Path, system: str, video: Tensor, audio: Tensor) -> list[dict[str, str]]:
+def write_clips(out: Path, system: str, video: Tensor, audio: Tensor, fps: int) -> list[dict[str, str]]:
     """Each clip as SYSTEM_00.mp4, .wav and .png; returns their names on the page."""
     frames, waveforms = media.to_frames(video), media.griffin_lim(audio)
     names = []
     for k in range(len(frames)):
         stem = f"{system}_{k:02d}"
-        media.save_mp4(out / f"{stem}.mp4", frames[k], waveforms[k], WORLD.fps)
+        media.save_mp4(out / f"{stem}.mp4", frames[k], waveforms[k], fps)
         media.save_wav(out / f"{stem}.wav", waveforms[k])
         figures.save_spectrogram(out / f"{stem}.png", audio[k, 0])
         names.append({"video": f"{stem}.mp4", "picture": f"{stem}.png"})
@@ -56,7 +54,7 @@ def write_clips(out: Path, system: str, video: Tensor, audio: Tensor) -> list[di
 def captions(system: str, seen: list, heard: list) -> list[str]:
     """Per clip, how many of its hits are seen and heard at the same time and on the same bar."""
     pairs = list(zip(seen, heard, strict=True))
-    agreeing = [sum(abs(a[1] - b[1]) <= 0.5 for a, b in hits.match(s, h, 1 / WORLD.fps)) for s, h in pairs]
+    agreeing = [sum(abs(a[1] - b[1]) <= 0.5 for a, b in hits.match(s, h)) for s, h in pairs]
     counts = [f"{len(s)} hits seen, {len(h)} heard, {n} agree" for (s, h), n in zip(pairs, agreeing, strict=True)]
     return [f"{system} {k}: {count}" for k, count in enumerate(counts)]
 
@@ -81,10 +79,11 @@ def main(argv: list[str] | None = None) -> None:
 
     start = time.time()
     video_model, audio_model, discriminator = checkpoint.load_run(args.run, args.device)
-    shapes = (args.n, 3, WORLD.frames, WORLD.size, WORLD.size), (args.n, 1, media.N_MELS, WORLD.samples // media.HOP)
+    world = Xylophone(discriminator.size)
+    shapes = [(args.n, *x.shape[1:]) for x in world.batch(1, torch.Generator())]
     given = {}
     if args.given:
-        video, audio = given_clip(args.given, args.n)
+        video, audio = given_clip(args.given, args.n, world)
         given = {f"given_{args.keep}": (video if args.keep == "video" else audio).to(args.device)}
     clips, agreements, sheet = {}, {}, []
     for system, weight in (("guided", early_and_late(args.weight[0], args.weight[-1])), ("independent", 0.0)):
@@ -96,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         if not (torch.isfinite(video).all() and torch.isfinite(audio).all()):
             raise FloatingPointError(f"the {system} samples are not finite: lower --weight or take more --steps")
         video, audio = video.cpu(), audio.cpu()
-        clips[system] = write_clips(args.out, system, video, audio)
+        clips[system] = write_clips(args.out, system, video, audio, world.fps)
         seen, heard = hits.see(video), hits.hear(audio)
         agreements[system] = hits.agreement(seen, heard)
         sheet.append(zip(video[:4], audio[:4], captions(system, seen, heard)[:4], strict=True))

@@ -25,8 +25,7 @@ from tqdm import tqdm
 import checkpoint
 import figures
 import log
-from clips import ClipFolder
-from data import Xylophone
+from clips import open_world
 from files import run_main, save_json
 from guidance import draw, sample, unguided_eps
 from muon import Muon
@@ -34,7 +33,7 @@ from objective import GROUP, ahead, make_objective, of_states
 from score import VPSDE
 
 BUDGETS = {"video": 60.0, "audio": 45.0, "joint": 75.0, "discriminator": 19.5}  # minutes on 2 cores
-DEFAULTS = {"data": "xylophone", "batch": 32, "bce_weight": 1.0, "noise_weight": 2.0}
+DEFAULTS = {"data": "xylophone", "size": 32, "batch": 32, "bce_weight": 1.0, "noise_weight": 2.0}
 DEFAULTS |= {"warmup": 250, "fakes": "shuffled", "lr": 1e-2, "seed": 0, "bases": checkpoint.PRETRAINED}
 
 
@@ -79,7 +78,7 @@ def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: flo
 
 def preview(path: Path, args: argparse.Namespace, ema: dict, world, sde: VPSDE, bases: tuple) -> None:
     """A sheet of four samples from the EMA weights so far."""
-    network = checkpoint.NETWORKS[args.model]().to(args.device).eval()
+    network = checkpoint.NETWORKS[args.model](args.size).to(args.device).eval()
     network.load_state_dict(ema)
     generator = torch.Generator().manual_seed(1)
     shapes = [(4, *x.shape[1:]) for x in world.batch(1, generator)]
@@ -96,7 +95,7 @@ def preview(path: Path, args: argparse.Namespace, ema: dict, world, sde: VPSDE, 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     sde, out = VPSDE(), args.out
-    network = checkpoint.NETWORKS[args.model]().to(args.device)
+    network = checkpoint.NETWORKS[args.model](args.size).to(args.device)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
     optimizers = make_optimizers(network, args.lr)
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
@@ -109,13 +108,16 @@ def train(args: argparse.Namespace) -> None:
         ema, run = state["ema"], state["run"]
     bases = ()
     if args.model == "discriminator":
-        bases = tuple(checkpoint.load_base(args.bases / f"{k}.pt", k, sde, args.device) for k in ("video", "audio"))
-    world = Xylophone() if args.data == "xylophone" else ClipFolder(Path(args.data))
+        bases = tuple(
+            checkpoint.load_base(args.bases / f"{kind}.pt", kind, args.size, sde, args.device)
+            for kind in ("video", "audio")
+        )
+    world = open_world(args.data, args.size)
     make_batch, loss_of = make_objective(args, network, world, sde, bases)
 
     def save() -> None:
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        common = {"kind": args.model, "options": {}, "args": options, "step": run["step"]}
+        common = {"kind": args.model, "options": {"size": args.size}, "args": options, "step": run["step"]}
         checkpoint.save(out / "model.pt", {**common, "model": {name: value.half() for name, value in ema.items()}})
         state = {"model": network.state_dict(), "ema": ema, "run": run}
         checkpoint.save(out / "last.pt", {**common, **state, "optimizers": [o.state_dict() for o in optimizers]})
@@ -171,6 +173,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", choices=tuple(BUDGETS), default="discriminator")
     parser.add_argument("--data", help="xylophone (default), or a folder of clips")
+    parser.add_argument("--size", type=int, help="pixels a side, half as many frames at 8 a second (default 32)")
     parser.add_argument("--steps", type=int, help="train this many steps; repeats exactly on the same machine")
     parser.add_argument(
         "--minutes", type=float, help="or this long (default: 60 video, 45 audio, 75 joint, 19.5 discriminator)"
@@ -198,6 +201,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value if stored.get(name) is None else type(value)(stored[name]))
     args.out = args.out or Path("runs") / args.model
+    if args.size < 16 or args.size % 16:
+        parser.error("--size must be a multiple of 16")
     if args.batch < 1 or args.batch % GROUP or (args.steps is not None and args.steps < 1) or args.minutes <= 0:
         parser.error(f"--batch must be a multiple of {GROUP}, --steps at least 1 and --minutes above 0")
     return args

@@ -126,13 +126,13 @@ def precondition(body_x0: Tensor, xt: Tensor, t: Tensor, sde: VPSDE, s: float) -
 
 
 class VideoUNet(nn.Module):
-    """xt (B, 3, T, H, W), t (B,) -> x0_hat, the same shape. H and W must be multiples of 16."""
+    """xt (B, 3, T, H, W), t (B,) -> x0_hat, the same shape; H = W = size, a multiple of 16, and T = size / 2."""
 
-    def __init__(self, frames: int = 16, size: int = 32, widths: tuple = (32, 64, 192), patch: int = 4):
+    def __init__(self, size: int = 32, widths: tuple = (32, 64, 192), patch: int = 4):
         super().__init__()
-        self.patch = patch
+        self.size, self.patch = size, patch
         bottom = size // patch // 4
-        self.body = UNet(3 * patch**2, widths, (bottom, bottom), frames, temporal=True)
+        self.body = UNet(3 * patch**2, widths, (bottom, bottom), size // 2, temporal=True)
 
     def patches(self, xt: Tensor) -> Tensor:
         return F.pixel_unshuffle(xt.transpose(1, 2), self.patch)  # (B, T, 3 p p, H/p, W/p)
@@ -146,12 +146,12 @@ class VideoUNet(nn.Module):
 
 
 class AudioUNet(nn.Module):
-    """xt (B, 1, n_mels, L), t (B,) -> x0_hat, the same shape. n_mels and L must be multiples of 16."""
+    """xt (B, 1, 64, L), t (B,) -> x0_hat, the same shape; L = 4 size, as long as a clip of size / 2 frames."""
 
-    def __init__(self, n_mels: int = 64, length: int = 128, widths: tuple = (32, 64, 128), patch: int = 4):
+    def __init__(self, size: int = 32, widths: tuple = (32, 64, 128), patch: int = 4):
         super().__init__()
-        self.patch = patch
-        bottom = (n_mels // patch // 4, length // patch // 4)
+        self.size, self.patch = size, patch
+        bottom = (64 // patch // 4, 4 * size // patch // 4)
         self.body = UNet(patch**2, widths, bottom, bottom[1], temporal=False)
 
     def patches(self, xt: Tensor) -> Tensor:
@@ -195,10 +195,12 @@ class JointUNet(nn.Module):
     step instead of by attention in a window: what the guidance is measured against (train.py joint).
     """
 
-    def __init__(self, width: int = 128):
+    def __init__(self, size: int = 32, width: int = 128):
         super().__init__()
-        self.video, self.audio = VideoUNet(), AudioUNet()
-        high, middle, low = (2048, 512), (1024, 512), (768, 512)  # features of a frame, of a spectrogram's column
+        self.size = size
+        self.video, self.audio = VideoUNet(size), AudioUNet(size)
+        frame = 2 * size**2, size**2, 3 * size**2 // 4  # features of a frame at each resolution; 512 of a sound column
+        high, middle, low = ((features, 512) for features in frame)
         self.mixers = nn.ModuleList(Mixer(*features, width) for features in (high, middle, low, middle, high))
 
     def forward(self, states: tuple[Tensor, Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
