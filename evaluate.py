@@ -18,6 +18,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ import figures
 import hits
 import media
 from clips import open_world
+from data import Xylophone
 from discriminator import perturb_pairs, residual_noise
 from fidelity import RandomFeatures, frechet, statistics
 from files import run_main, save_json
@@ -40,16 +42,44 @@ INFORMATION_LEVEL = 0.05  # the noise level at which mutual information is read 
 MODALITIES, BATCH = ("video", "audio"), 64
 
 
-def generate(
-    draw_clips: Callable[[list, torch.Generator], tuple], shapes: tuple, seed: int, n: int, name: str
-) -> tuple:
+def generate(draw_clips: Callable[..., tuple], shapes: list, seed: int, n: int, name: str) -> tuple:
     """n clips, video as a file holds it (8 bits a channel) and audio, and the seconds that one took."""
     start, parts, generator = time.time(), [], torch.Generator().manual_seed(seed)
     for first in tqdm(range(0, n, BATCH), desc=name):
-        clips = draw_clips([(min(BATCH, n - first), *shape) for shape in shapes], generator)
+        clips = draw_clips(*((min(BATCH, n - first), *shape) for shape in shapes), generator=generator)
         parts.append([x.cpu() for x in clips])
     video, audio = (torch.cat(x) for x in zip(*parts, strict=True))
     return media.to_video(media.to_frames(video)), audio, (time.time() - start) / n
+
+
+def compare(clips: dict[str, tuple], reference: tuple[Tensor, Tensor], world: Xylophone | None) -> dict[str, dict]:
+    """Systems' (video, audio, seconds per clip) against other real clips: "systems", and "statistics" of the world.
+
+    Without a world (clips of a folder) there are no hits to be seen or heard, and Frechet distances alone.
+    """
+    features = RandomFeatures(3, 3), RandomFeatures(1, 2)
+    truth = [net(x) for net, x in zip(features, reference, strict=True)]
+    nothing = {"hit_f1": None, "pitch_accuracy": None, "alignment": None, "onset_error_ms": None}
+    systems, found = {}, {}
+    for name, (video, audio, seconds) in clips.items():
+        row = dict(nothing)
+        if world:
+            found[name] = {"video": video, "audio": audio, "seen": hits.see(video), "heard": hits.hear(audio)}
+            row |= hits.agreement(found[name]["seen"], found[name]["heard"])
+        distances = [frechet(net(x), y) for net, x, y in zip(features, (video, audio), truth, strict=True)]
+        row |= {f"{modality}_frechet": d for modality, d in zip(MODALITIES, distances, strict=True)}
+        systems[name] = row | {"seconds_per_clip": seconds}
+    if not world:
+        return {"systems": systems}
+    product = {name: row["hit_f1"] * row["pitch_accuracy"] for name, row in systems.items()}
+    for name, row in systems.items():
+        row["alignment"] = (product[name] - product["shuffled"]) / (product["real"] - product["shuffled"])
+    training = [world.batch(32, torch.Generator().manual_seed(k)) for k in range(32)]  # the first of train.py --seed 0
+    training = tuple(torch.cat(x) for x in zip(*training, strict=True))
+    other = {"video": reference[0], "audio": reference[1]}
+    other |= {"seen": hits.see(reference[0]), "heard": hits.hear(reference[1])}
+    rows = {name: statistics(x, other, training, world.fps) for name, x in found.items() if name != "shuffled"}
+    return {"systems": systems, "statistics": rows}
 
 
 def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str) -> list[dict[str, float]]:
@@ -100,63 +130,37 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--n must be at least 2, --steps at least 1, and --weight one number or two")
 
     models = checkpoint.load_run(args.run, args.device)
-    sde = models[0].sde
-    world = open_world(args.data, models[2].size)
+    named = dict(zip((*MODALITIES, "discriminator"), models, strict=True))
+    world = open_world(args.data, named["discriminator"].size)
     real = world.batch(args.n, torch.Generator().manual_seed(args.seed))
     reference = world.batch(max(args.n, 1024), torch.Generator().manual_seed(args.seed + 1))
-    shapes = [x.shape[1:] for x in real]
-
-    def guided_by(weight) -> Callable[[list, torch.Generator], tuple]:
-        return lambda sizes, generator: sample(
-            *models, *sizes, args.steps, weight, args.solver, generator, device=args.device
-        )
-
-    draws = {"independent": guided_by(0.0), "guided": guided_by(early_and_late(args.weight[0], args.weight[-1]))}
-    count = dict(zip((*MODALITIES, "discriminator"), models, strict=True))
+    solver = {"steps": args.steps, "solver": args.solver, "device": args.device}
+    draws = {
+        name: partial(sample, *models, weight=weight, **solver)
+        for name, weight in (("independent", 0.0), ("guided", early_and_late(args.weight[0], args.weight[-1])))
+    }
     if args.joint:
-        count["joint"] = checkpoint.load_network(args.joint / "model.pt", "joint", args.device)
-        eps_model = unguided_eps(count["joint"], sde)
-        draws["joint"] = lambda sizes, generator: draw(
-            eps_model, sizes, sde, args.steps, args.solver, generator, args.device
-        )
+        sde, named["joint"] = models[0].sde, checkpoint.load_network(args.joint / "model.pt", "joint", args.device)
+        eps_model = unguided_eps(named["joint"], sde)
+        draws["joint"] = lambda *shapes, generator: draw(eps_model, shapes, sde, generator=generator, **solver)
     clips = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
-    clips |= {name: generate(draw_clips, shapes, args.seed, args.n, name) for name, draw_clips in draws.items()}
+    for name, draw_clips in draws.items():
+        clips[name] = generate(draw_clips, [x.shape[1:] for x in real], args.seed, args.n, name)
 
-    features = RandomFeatures(3, 3), RandomFeatures(1, 2)
-    truth = [net(x) for net, x in zip(features, reference, strict=True)]
-    systems, physics = {}, {}
-    for name, (video, audio, seconds) in clips.items():
-        row = {"hit_f1": None, "pitch_accuracy": None, "alignment": None, "onset_error_ms": None}
-        if args.data == "xylophone":
-            seen, heard = hits.see(video), hits.hear(audio)
-            row |= hits.agreement(seen, heard, within=1 / world.fps)
-            physics[name] = {"video": video, "audio": audio, "seen": seen, "heard": heard}
-        distances = [frechet(net(x), y) for net, x, y in zip(features, (video, audio), truth, strict=True)]
-        row |= {f"{m}_frechet": d for m, d in zip(MODALITIES, distances, strict=True)}
-        systems[name] = row | {"seconds_per_clip": seconds}
-    report = {key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")} | {"systems": systems}
-    if args.data == "xylophone":
-        product = {name: row["hit_f1"] * row["pitch_accuracy"] for name, row in systems.items()}
-        for name, row in systems.items():
-            row["alignment"] = (product[name] - product["shuffled"]) / (product["real"] - product["shuffled"])
-        training = [world.batch(32, torch.Generator().manual_seed(k)) for k in range(32)]  # train.py's at --seed 0
-        training = [torch.cat(x) for x in zip(*training, strict=True)]
-        held_out = dict(zip(MODALITIES, reference, strict=True))
-        held_out |= {"seen": hits.see(reference[0]), "heard": hits.hear(reference[1])}
-        report["statistics"] = {
-            name: statistics(x, held_out, training, world.fps) for name, x in physics.items() if name != "shuffled"
-        }
-    report["levels"] = by_level(models, real, args.seed, args.device)
-    report["parameters"] = {name: sum(p.numel() for p in model.parameters()) for name, model in count.items()}
-    report["mutual_information_nats"] = next(
-        row["pair_real"] for row in report["levels"] if row["t"] == INFORMATION_LEVEL
-    )
+    levels = by_level(models, real, args.seed, args.device)
+    report = {
+        **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
+        **compare(clips, reference, world if args.data == "xylophone" else None),
+        "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in named.items()},
+        "mutual_information_nats": next(row["pair_real"] for row in levels if row["t"] == INFORMATION_LEVEL),
+        "levels": levels,
+    }
     save_json(args.out / "report.json", report)
     for name in draws:
         video, audio, _ = clips[name]
         figures.save_sheet(args.out / f"{name}.png", video[:8], audio[:8], [f"{name} {k}" for k in range(8)])
     print_report(report)
-    print(f"report.json, {', '.join(f'{name}.png' for name in draws)} are in {args.out}")
+    print(f"report.json and {', '.join(f'{name}.png' for name in draws)} are in {args.out}")
 
 
 def print_table(rows: dict[str, dict], columns: list[str]) -> None:

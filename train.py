@@ -201,8 +201,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value if stored.get(name) is None else type(value)(stored[name]))
     args.out = args.out or Path("runs") / args.model
-    if args.size < 16 or args.size % 16:
-        parser.error("--size must be a multiple of 16")
+    if args.size < 32 or args.size % 16:
+        parser.error("--size must be a multiple of 16 and at least 32")
     if args.batch < 1 or args.batch % GROUP or (args.steps is not None and args.steps < 1) or args.minutes <= 0:
         parser.error(f"--batch must be a multiple of {GROUP}, --steps at least 1 and --minutes above 0")
     return args

@@ -113,8 +113,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
     args = parser.parse_args(argv)
-    if args.size < 16 or args.size % 16 or args.batch < 1 or args.batch % GROUP or args.rounds < 1:
-        parser.error(f"--size must be a multiple of 16, --batch one of {GROUP}, and --rounds at least 1")
+    if args.size < 32 or args.size % 16 or args.batch < 1 or args.batch % GROUP or args.rounds < 1:
+        parser.error(f"--size must be a multiple of 16 from 32 on, --batch one of {GROUP}, and --rounds at least 1")
 
     parts = make_parts(args.size, args.batch, args.device)
     memory = {name: peak_memory(run, args.device) for name, run in parts.items()}  # and their first, slower run
