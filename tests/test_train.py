@@ -14,7 +14,6 @@ import torch
 from torch.testing import assert_close
 
 import checkpoint
-import evaluate
 import guidance
 import media
 import objective
@@ -102,19 +101,16 @@ def test_the_options_of_a_resumed_run_are_what_is_asked_for_and_else_its_own(bas
     assert used == pytest.approx([rate * train.learning_rate(8, 8 / 9) for rate in (1e-3, 1e-4)])
 
 
-def test_a_run_of_another_size_trains_samples_and_is_evaluated_from_its_folder_alone(bases, tmp_path):
+def test_a_run_of_another_size_trains_and_samples_from_its_folder_alone(bases, tmp_path):
     own = tmp_path / "bases"
     for kind in ("video", "audio"):
         train.train(train.parse([kind, "--size", "48", *small(own, tmp_path / kind)]))
         own.mkdir(exist_ok=True)
         (tmp_path / kind / "model.pt").rename(own / f"{kind}.pt")
     train.train(train.parse(["--size", "48", *small(own, tmp_path / "run")]))
-    few = ["--n", "2", "--steps", "2", "--run", str(tmp_path / "run")]
-    sample.main([*few, "--out", str(tmp_path / "samples")])
+    sample.main(["--n", "1", "--steps", "2", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "samples")])
     frames, waveform = media.read_clip(tmp_path / "samples" / "guided_00.mp4", 8, 48)
     assert frames.shape == (24, 48, 48, 3) and len(waveform) >= 47_000
-    evaluate.main([*few, "--out", str(tmp_path / "evaluate")])
-    assert json.loads((tmp_path / "evaluate" / "report.json").read_text())["systems"]["real"]["hit_f1"] == 1
     with pytest.raises(ValueError, match=r"video.pt is for --size 32, not 48: train.py video --size 48 makes another"):
         train.train(train.parse(["--size", "48", *small(bases, tmp_path / "none")]))
 
