@@ -40,6 +40,7 @@ from guidance import SOLVERS, draw, early_and_late, sample, unguided_eps
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 INFORMATION_LEVEL = 0.05  # the noise level at which mutual information is read off: the clips carry no grain this fine
 MODALITIES, BATCH = ("video", "audio"), 64
+REFERENCE = 1024  # clips, at least, that a system is compared with
 
 
 def generate(draw_clips: Callable[..., tuple], shapes: list, seed: int, n: int, name: str) -> tuple:
@@ -52,34 +53,42 @@ def generate(draw_clips: Callable[..., tuple], shapes: list, seed: int, n: int, 
     return media.to_video(media.to_frames(video)), audio, (time.time() - start) / n
 
 
-def compare(clips: dict[str, tuple], reference: tuple[Tensor, Tensor], world: Xylophone | None) -> dict[str, dict]:
-    """Systems' (video, audio, seconds per clip) against other real clips: "systems", and "statistics" of the world.
+def held_out(world, n: int, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """n real pairs, and others that all systems are compared with."""
+    generators = (torch.Generator().manual_seed(seed + k) for k in range(2))
+    return tuple(world.batch(size, g) for size, g in zip((n, max(n, REFERENCE)), generators, strict=True))
 
-    Without a world (clips of a folder) there are no hits to be seen or heard, and Frechet distances alone.
+
+def compare(clips: dict[str, tuple], reference: tuple[Tensor, Tensor], world: Xylophone | None) -> tuple[dict, dict]:
+    """The table's row for each system's (video, audio, seconds per clip), and the hits found in its clips.
+
+    Without a world (clips of a folder) there are no hits to be found, and Frechet distances alone.
     """
     features = RandomFeatures(3, 3), RandomFeatures(1, 2)
     truth = [net(x) for net, x in zip(features, reference, strict=True)]
-    nothing = {"hit_f1": None, "pitch_accuracy": None, "alignment": None, "onset_error_ms": None}
     systems, found = {}, {}
     for name, (video, audio, seconds) in clips.items():
-        row = dict(nothing)
+        row = {"hit_f1": None, "pitch_accuracy": None, "alignment": None, "onset_error_ms": None}
         if world:
             found[name] = {"video": video, "audio": audio, "seen": hits.see(video), "heard": hits.hear(audio)}
             row |= hits.agreement(found[name]["seen"], found[name]["heard"])
         distances = [frechet(net(x), y) for net, x, y in zip(features, (video, audio), truth, strict=True)]
         row |= {f"{modality}_frechet": d for modality, d in zip(MODALITIES, distances, strict=True)}
         systems[name] = row | {"seconds_per_clip": seconds}
-    if not world:
-        return {"systems": systems}
-    product = {name: row["hit_f1"] * row["pitch_accuracy"] for name, row in systems.items()}
-    for name, row in systems.items():
-        row["alignment"] = (product[name] - product["shuffled"]) / (product["real"] - product["shuffled"])
-    training = [world.batch(32, torch.Generator().manual_seed(k)) for k in range(32)]  # the first of train.py --seed 0
+    if world:
+        product = {name: row["hit_f1"] * row["pitch_accuracy"] for name, row in systems.items()}
+        for name, row in systems.items():
+            row["alignment"] = (product[name] - product["shuffled"]) / (product["real"] - product["shuffled"])
+    return systems, found
+
+
+def physics(found: dict[str, dict], reference: tuple[Tensor, Tensor], world: Xylophone) -> dict[str, dict]:
+    """fidelity.statistics of each system against other real clips and against clips that train.py drew at --seed 0."""
+    training = [world.batch(32, torch.Generator().manual_seed(k)) for k in range(REFERENCE // 32)]
     training = tuple(torch.cat(x) for x in zip(*training, strict=True))
     other = {"video": reference[0], "audio": reference[1]}
     other |= {"seen": hits.see(reference[0]), "heard": hits.hear(reference[1])}
-    rows = {name: statistics(x, other, training, world.fps) for name, x in found.items() if name != "shuffled"}
-    return {"systems": systems, "statistics": rows}
+    return {name: statistics(x, other, training, world.fps) for name, x in found.items() if name != "shuffled"}
 
 
 def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str) -> list[dict[str, float]]:
@@ -132,8 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     models = checkpoint.load_run(args.run, args.device)
     named = dict(zip((*MODALITIES, "discriminator"), models, strict=True))
     world = open_world(args.data, named["discriminator"].size)
-    real = world.batch(args.n, torch.Generator().manual_seed(args.seed))
-    reference = world.batch(max(args.n, 1024), torch.Generator().manual_seed(args.seed + 1))
+    real, reference = held_out(world, args.n, args.seed)
     solver = {"steps": args.steps, "solver": args.solver, "device": args.device}
     draws = {
         name: partial(sample, *models, weight=weight, **solver)
@@ -147,10 +155,12 @@ def main(argv: list[str] | None = None) -> None:
     for name, draw_clips in draws.items():
         clips[name] = generate(draw_clips, [x.shape[1:] for x in real], args.seed, args.n, name)
 
+    systems, found = compare(clips, reference, world if args.data == "xylophone" else None)
     levels = by_level(models, real, args.seed, args.device)
     report = {
         **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
-        **compare(clips, reference, world if args.data == "xylophone" else None),
+        "systems": systems,
+        "statistics": physics(found, reference, world) if found else {},
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in named.items()},
         "mutual_information_nats": next(row["pair_real"] for row in levels if row["t"] == INFORMATION_LEVEL),
         "levels": levels,
@@ -164,14 +174,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def print_table(rows: dict[str, dict], columns: list[str]) -> None:
-    print(f"{'':12}" + "".join(f"{name:>24}" for name in columns))
+    print(f"{'':16}" + "".join(f"{name:>24}" for name in columns))
     for name, row in rows.items():
-        print(f"{name:12}" + "".join(" " * 24 if row[c] is None else f"{row[c]:24.4f}" for c in columns))
+        print(f"{name:16}" + "".join(" " * 24 if row[c] is None else f"{row[c]:24.4f}" for c in columns))
 
 
 def print_report(report: dict) -> None:
     print_table(report["systems"], list(report["systems"]["real"]))
-    if "statistics" in report:
+    if report["statistics"]:
         print_table(report["statistics"], list(report["statistics"]["real"]))
     columns = ["accuracy", "bce", "pair_real", *(f"{m}_{k}" for k in ("explained", "cosine") for m in MODALITIES)]
     print_table({f"t = {row['t']}": row for row in report["levels"]}, columns)

@@ -61,6 +61,18 @@ def save_curves(path: Path, history: list[dict]) -> None:
     save_figure(path, figure)
 
 
+def save_lines(path: Path, x: Sequence, lines: dict[str, Sequence], xlabel: str, ylabel: str, yscale: str) -> None:
+    """A line for each name, over x on a logarithmic axis."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for name, values in lines.items():
+        axis.plot(x, values, "o-", label=name)
+    axis.set(xscale="log", yscale=yscale, xlabel=xlabel, ylabel=ylabel)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    save_figure(path, figure)
+
+
 def save_figure(path: Path, figure: plt.Figure, dpi: int = 100) -> None:
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=dpi)

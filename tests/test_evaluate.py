@@ -12,7 +12,8 @@ from discriminator import mirrored_noise
 from unet import JointUNet
 
 
-def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys):
+def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "REFERENCE", 32)
     checkpoint.save(tmp_path / "model.pt", {"kind": "joint", "options": {}, "model": JointUNet().state_dict()})
     out = ["--joint", str(tmp_path), "--out", str(tmp_path)]
     evaluate.main(["--n", "4", "--steps", "2", "--run", str(bases), *out])
@@ -38,7 +39,8 @@ def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys
     assert "guided" in capsys.readouterr().out
 
 
-def test_a_folder_of_clips_is_judged_by_fidelity_alone(bases, tmp_path):
+def test_a_folder_of_clips_is_judged_by_fidelity_alone(bases, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "REFERENCE", 32)
     frames, waveform, _ = Xylophone().render(2, torch.Generator().manual_seed(0))
     for k in range(2):
         media.save_mp4(tmp_path / "clips" / f"{k}.mp4", frames[k], waveform[k], 8)

@@ -17,14 +17,7 @@ def draw_all(out: Path, target, bases: tuple, systems: dict, samples: dict, erro
     """scores.png, samples.png and errors.png in `out`."""
     score_fields(out / "scores.png", target, bases, systems["both"], joint_score)
     sample_clouds(out / "samples.png", target, samples)
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for name, values in errors.items():
-        axis.plot(levels, values, "o-", label=name)
-    axis.set(xscale="log", yscale="log", xlabel="t", ylabel="relative error of the joint score")
-    axis.legend()
-    axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figures.save_figure(out / "errors.png", figure)
+    figures.save_lines(out / "errors.png", levels, errors, "t", "relative error of the joint score", "log")
 
 
 def grid(n: int) -> torch.Tensor:

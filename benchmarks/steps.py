@@ -1,0 +1,60 @@
+"""Alignment and fidelity of guided clips against the number of solver steps, for every solver: a table and a figure.
+
+    python benchmarks/steps.py                              the shipped weights
+    python benchmarks/steps.py --steps 10 20 --n 2000       fewer points, more clips
+
+A step calls both base models and the discriminator once each. Alignment as in evaluate.py, on clips of its own.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import checkpoint  # noqa: E402, the project's files lie one folder up
+import figures  # noqa: E402
+from data import Xylophone  # noqa: E402
+from evaluate import compare, generate, held_out, print_table  # noqa: E402
+from files import run_main, save_json  # noqa: E402
+from guidance import SOLVERS, early_and_late, sample  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=256, help="clips a point (default %(default)s)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 250], help="(default %(default)s)")
+    parser.add_argument("--solvers", nargs="+", choices=tuple(SOLVERS), default=list(SOLVERS), help="(default all)")
+    parser.add_argument("--weight", type=float, nargs="+", default=[1.0, 4.0], help="one, or for large and small t")
+    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/steps"))
+    args = parser.parse_args(argv)
+    if args.n < 2 or min(args.steps) < 1 or len(args.weight) > 2:
+        parser.error("--n must be at least 2, --steps at least 1, and --weight one number or two")
+
+    models = checkpoint.load_run(args.run, args.device)
+    world = Xylophone(models[2].size)
+    real, reference = held_out(world, args.n, args.seed)
+    clips = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
+    weight = early_and_late(args.weight[0], args.weight[-1])
+    for solver in args.solvers:
+        for steps in args.steps:
+            draw = partial(sample, *models, steps=steps, weight=weight, solver=solver, device=args.device)
+            name = f"{solver} {steps}"
+            clips[name] = generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name)
+    systems = compare(clips, reference, world)[0]
+    print_table(systems, ["alignment", "hit_f1", "pitch_accuracy", "onset_error_ms", "video_frechet", "audio_frechet"])
+    lines = {s: [systems[f"{s} {k}"]["alignment"] for k in args.steps] for s in args.solvers}
+    calls = [3 * k for k in args.steps]
+    figures.save_lines(args.out / "steps.png", calls, lines, "network calls", "alignment", "linear")
+    save_json(args.out / "report.json", {"n": args.n, "seed": args.seed, "weight": args.weight, "systems": systems})
+    print(f"report.json and steps.png are in {args.out}")
+
+
+if __name__ == "__main__":
+    run_main(main)
