@@ -5,7 +5,7 @@
 As torch.optim.Muon, but in float32: on a CPU without bfloat16 instructions that one takes half of a training step. A
 convolution's kernel counts as the matrix (channels out, all else).
 
-Used by train.py: the faint directions of the discriminator's matrices carry the pairing, and a base model reaches
+Used by train.py: the faint directions of the discriminator's matrices carry the pairing, and the video model reaches
 AdamW's error in well under half the steps.
 """
 

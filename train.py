@@ -60,14 +60,18 @@ def learning_rate(step: int, progress: float) -> float:
     return min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def make_optimizers(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for matrices and kernels; AdamW at a tenth of the rate for vectors and a UNet's first and last layer."""
-    named = dict(network.named_parameters())
-    ends = {n for n in named if "body.into." in n or "body.out." in n}
-    matrices = [n for n, p in named.items() if n.endswith("weight") and p.ndim > 1 and n not in ends]
-    rest = [p for name, p in named.items() if name not in matrices]
+def make_optimizers(network: nn.Module, kind: str, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for matrices and kernels; AdamW at a tenth of the rate for vectors and a UNet's first and last layer.
+
+    The audio model has AdamW alone: under Muon it errs less above t = 0.1 but more below, where the sound's detail is.
+    """
+    matrices, rest = [], []
+    for name, p in network.named_parameters():
+        end = "body.into." in name or "body.out." in name
+        is_matrix = p.ndim > 1 and name.endswith("weight") and not end and kind != "audio"
+        (matrices if is_matrix else rest).append(p)
     adamw = torch.optim.AdamW(rest, lr=lr / 10, betas=(0.9, 0.99), weight_decay=0.01)
-    return [Muon([named[name] for name in matrices], lr), adamw]
+    return [Muon(matrices, lr), adamw] if matrices else [adamw]
 
 
 def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: float = 0.999) -> None:
@@ -97,7 +101,7 @@ def train(args: argparse.Namespace) -> None:
     sde, out = VPSDE(), args.out
     network = checkpoint.NETWORKS[args.model](args.size).to(args.device)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
-    optimizers = make_optimizers(network, args.lr)
+    optimizers = make_optimizers(network, args.model, args.lr)
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
     run = {"step": 0, "seconds": 0.0, "history": []}
     if args.resume:

@@ -183,7 +183,7 @@ def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(ba
 @pytest.mark.parametrize("kind", checkpoint.NETWORKS)
 def test_each_parameter_has_one_optimizer(kind):
     network = checkpoint.NETWORKS[kind]()
-    groups = [g["params"] for o in train.make_optimizers(network, 1e-2) for g in o.param_groups]
+    groups = [g["params"] for o in train.make_optimizers(network, kind, 1e-2) for g in o.param_groups]
     assert sorted(map(id, itertools.chain(*groups))) == sorted(map(id, network.parameters()))
 
 
