@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
-    parser.add_argument("--weight", type=float, nargs="+", default=[1.0, 4.0], help="one, or for large and small t")
+    parser.add_argument("--weight", type=float, nargs="+", default=[1.0, 5.0], help="one, or for large and small t")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--joint", type=Path, metavar="RUN", help="a run of train.py joint, to compare with")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")
