@@ -71,7 +71,7 @@ def test_a_given_modality_comes_back_as_it_was(bases, clip, tmp_path, keep):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--run", "nowhere"], "nowhere/video.pt is missing"),
+        (["--run", "nowhere"], "nowhere/model.pt is missing"),
         (["--given", "none.mp4", "--keep", "video"], "none.mp4: it cannot be read (No such file"),
         (["--given", "README.md", "--keep", "video"], "README.md: it"),
         (["--keep", "video"], "go together"),
