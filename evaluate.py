@@ -35,7 +35,7 @@ from data import Xylophone
 from discriminator import perturb_pairs, residual_noise
 from fidelity import RandomFeatures, frechet, statistics
 from files import run_main, save_json
-from guidance import SOLVERS, draw, early_and_late, sample, unguided_eps
+from guidance import SOLVERS, by_noise_level, draw, sample, unguided_eps
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 INFORMATION_LEVEL = 0.05  # the noise level at which mutual information is read off: the clips carry no grain this fine
@@ -91,8 +91,15 @@ def physics(found: dict[str, dict], reference: tuple[Tensor, Tensor], world: Xyl
     return {name: statistics(x, other, training, world.fps) for name, x in found.items() if name != "shuffled"}
 
 
+def calibration_error(real: Tensor, fake: Tensor, bins: int = 10) -> float:
+    """Expected calibration error of D = sigmoid(logit): in each tenth of D, |mean D - share of real|, by its share."""
+    d, label = torch.sigmoid(torch.cat([real, fake])), torch.cat([torch.ones_like(real), torch.zeros_like(fake)])
+    gaps = torch.zeros(bins).to(d).index_add(0, (bins * d).long().clamp(max=bins - 1), d - label)
+    return (gaps.abs().sum() / len(d)).item()
+
+
 def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str) -> list[dict[str, float]]:
-    """Per noise level, on real pairs: accuracy, mean logits, and what the residual explains in each modality."""
+    """Per noise level, on real pairs: accuracy, calibration, mean logits, and what the residual explains."""
     video_model, audio_model, discriminator = models
     rows, generator = [], torch.Generator().manual_seed(seed)
     for level in tqdm(LEVELS, desc="noise levels"):
@@ -107,13 +114,15 @@ def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str)
             with torch.no_grad():
                 shuffled = discriminator.pair(v, a.roll(1, 0), t)
             row = {"accuracy": ((pair > 0).float() + (shuffled <= 0).float()) / 2, "pair_real": pair}
-            row["bce"] = F.softplus(-pair) + F.softplus(shuffled)
+            row |= {"pair_shuffled": shuffled, "bce": F.softplus(-pair) + F.softplus(shuffled)}
             for name, m, r in zip(MODALITIES, noisy.missing, residual, strict=True):
                 products = {"mm": m * m, "mr": m * r, "rr": r * r}
                 row |= {f"{name}_{key}": value.flatten(1).sum(1) for key, value in products.items()}
             for key, value in row.items():
                 totals.setdefault(key, []).append(value.detach())
-        out = {"t": level, **{key: torch.cat(value).mean().item() for key, value in totals.items()}}
+        totals = {key: torch.cat(value) for key, value in totals.items()}
+        out = {"t": level, **{key: value.mean().item() for key, value in totals.items()}}
+        out["calibration_error"] = calibration_error(totals["pair_real"], totals["pair_shuffled"])
         for name in MODALITIES:
             mm, mr, rr = (out.pop(f"{name}_{key}") for key in ("mm", "mr", "rr"))
             out |= {f"{name}_noise_base": mm, f"{name}_noise": mm - 2 * mr + rr}
@@ -127,7 +136,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
-    parser.add_argument("--weight", type=float, nargs="+", default=[1.0, 5.0], help="one, or for large and small t")
+    parser.add_argument(
+        "--weight", type=float, nargs="+", default=[1.0, 5.0], help="one, or for t > 0.6, t > 0.1 and the rest"
+    )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--joint", type=Path, metavar="RUN", help="a run of train.py joint, to compare with")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")
@@ -135,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
     args = parser.parse_args(argv)
-    if args.n < 2 or args.steps < 1 or len(args.weight) > 2:
-        parser.error("--n must be at least 2, --steps at least 1, and --weight one number or two")
+    if args.n < 2 or args.steps < 1 or len(args.weight) > 3:
+        parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
 
     models = checkpoint.load_run(args.run, args.device)
     named = dict(zip((*MODALITIES, "discriminator"), models, strict=True))
@@ -145,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     solver = {"steps": args.steps, "solver": args.solver, "device": args.device}
     draws = {
         name: partial(sample, *models, weight=weight, **solver)
-        for name, weight in (("independent", 0.0), ("guided", early_and_late(args.weight[0], args.weight[-1])))
+        for name, weight in (("independent", 0.0), ("guided", by_noise_level(*args.weight)))
     }
     if args.joint:
         sde, named["joint"] = models[0].sde, checkpoint.load_network(args.joint / "model.pt", "joint", args.device)
@@ -183,7 +194,13 @@ def print_report(report: dict) -> None:
     print_table(report["systems"], list(report["systems"]["real"]))
     if report["statistics"]:
         print_table(report["statistics"], list(report["statistics"]["real"]))
-    columns = ["accuracy", "bce", "pair_real", *(f"{m}_{k}" for k in ("explained", "cosine") for m in MODALITIES)]
+    columns = [
+        "accuracy",
+        "calibration_error",
+        "bce",
+        "pair_real",
+        *(f"{m}_{k}" for k in ("explained", "cosine") for m in MODALITIES),
+    ]
     print_table({f"t = {row['t']}": row for row in report["levels"]}, columns)
     nats = report["mutual_information_nats"]
     print(f"parameters {report['parameters']}; mutual information {nats:.2f} nats at t = {INFORMATION_LEVEL}")

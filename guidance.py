@@ -20,13 +20,18 @@ from score import VPSDE, FrozenModel
 
 SOLVERS = {"ddim": (1, 0), "dpm++2m": (2, 0), "ddpm": (1, 1), "dpm++2m-sde": (2, 1)}  # (order, fresh noise: tau)
 SETTLED = 0.6  # down to this t it is decided how many hits a clip has and when
+FINE = 0.1  # below this t nearly all is decided
 States = tuple[Tensor, ...]
 Weight = float | tuple[float, float]
 
 
-def early_and_late(early: Weight, late: Weight) -> Callable[[float], Weight]:
-    """A weight above SETTLED, where one larger than 1 makes too many hits, and another below."""
-    return lambda t: early if t > SETTLED else late
+def by_noise_level(*weights: Weight) -> Callable[[float], Weight]:
+    """One weight for all t; or one for t > SETTLED, where more than 1 makes too many hits, and one below.
+
+    A third is for t <= FINE: with 0 there the discriminator need not be asked in the last quarter of the steps.
+    """
+    early, late, last = (*weights, weights[-1], weights[-1])[:3]
+    return lambda t: early if t > SETTLED else late if t > FINE else last
 
 
 class JointEps:

@@ -22,7 +22,7 @@ import hits
 import media
 from data import Xylophone
 from files import run_main, save_json
-from guidance import SOLVERS, early_and_late, sample
+from guidance import SOLVERS, by_noise_level, sample, time_grid
 from page import save_page
 
 
@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
-    parser.add_argument("--weight", type=float, nargs="+", default=[1.0], help="one, or for large and small t")
+    parser.add_argument(
+        "--weight", type=float, nargs="+", default=[1.0], help="one, or for t > 0.6, t > 0.1 and the rest"
+    )
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, one modality of which is kept")
     parser.add_argument("--keep", choices=("audio", "video"), help="the modality of --given to keep")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
@@ -72,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("samples"))
     args = parser.parse_args(argv)
-    if args.n < 1 or args.steps < 1 or len(args.weight) > 2:
-        parser.error("--n and --steps must be at least 1, and --weight one number or two")
+    if args.n < 1 or args.steps < 1 or len(args.weight) > 3:
+        parser.error("--n and --steps must be at least 1, and --weight one to three numbers")
     if bool(args.given) != bool(args.keep):
         parser.error("--given CLIP and --keep audio|video go together")
 
@@ -85,8 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.given:
         video, audio = given_clip(args.given, args.n, world)
         given = {f"given_{args.keep}": (video if args.keep == "video" else audio).to(args.device)}
-    clips, agreements, sheet = {}, {}, []
-    for system, weight in (("guided", early_and_late(args.weight[0], args.weight[-1])), ("independent", 0.0)):
+    guided, clips, agreements, sheet = by_noise_level(*args.weight), {}, {}, []
+    for system, weight in (("guided", guided), ("independent", 0.0)):
         print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
         video, audio = sample(
             video_model, audio_model, discriminator, *shapes, args.steps, weight, args.solver,
@@ -111,10 +113,11 @@ def main(argv: list[str] | None = None) -> None:
         f"{found['independent']:.0%} independent."
     )
     save_page(args.out / "index.html", "Sound that belongs to the picture", summary, rows)
+    asked = sum(guided(t) != 0 for t in time_grid(args.steps, video_model.sde)[:-1].tolist())
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
         "seconds": time.time() - start,
-        "network_calls": {"base": args.steps * (2 - bool(args.given)), "discriminator": args.steps * any(args.weight)},
+        "network_calls": {"base": args.steps * (2 - bool(args.given)), "discriminator": asked},
         "alignment": found["guided"],
         "alignment_independent": found["independent"],
         "seed": args.seed,

@@ -20,7 +20,7 @@ import figures  # noqa: E402
 from data import Xylophone  # noqa: E402
 from evaluate import compare, generate, held_out, print_table  # noqa: E402
 from files import run_main, save_json  # noqa: E402
-from guidance import SOLVERS, early_and_late, sample  # noqa: E402
+from guidance import SOLVERS, by_noise_level, sample  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,20 +28,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=256, help="clips a point (default %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 250], help="(default %(default)s)")
     parser.add_argument("--solvers", nargs="+", choices=tuple(SOLVERS), default=list(SOLVERS), help="(default all)")
-    parser.add_argument("--weight", type=float, nargs="+", default=[1.0, 5.0], help="one, or for large and small t")
+    parser.add_argument(
+        "--weight", type=float, nargs="+", default=[1.0, 5.0], help="one, or for t > 0.6, t > 0.1 and the rest"
+    )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/steps"))
     args = parser.parse_args(argv)
-    if args.n < 2 or min(args.steps) < 1 or len(args.weight) > 2:
-        parser.error("--n must be at least 2, --steps at least 1, and --weight one number or two")
+    if args.n < 2 or min(args.steps) < 1 or len(args.weight) > 3:
+        parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
 
     models = checkpoint.load_run(args.run, args.device)
     world = Xylophone(models[2].size)
     real, reference = held_out(world, args.n, args.seed)
     clips = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
-    weight = early_and_late(args.weight[0], args.weight[-1])
+    weight = by_noise_level(*args.weight)
     for solver in args.solvers:
         for steps in args.steps:
             draw = partial(sample, *models, steps=steps, weight=weight, solver=solver, device=args.device)

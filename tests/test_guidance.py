@@ -146,12 +146,16 @@ def test_weights_differ_per_modality():
     assert_close(only_video, (full[0], base[1]))
 
 
-def test_weights_differ_above_and_below_the_level_where_a_clip_is_settled():
+@pytest.mark.parametrize(
+    ("weights", "expected"), [((2.0,), (2.0, 2.0, 2.0)), ((0.0, 2.0), (0.0, 2.0, 2.0)), ((0.5, 2.0, 0.0),) * 2]
+)
+def test_weights_differ_where_a_clip_is_settled_and_where_only_fine_detail_is_left(weights, expected):
     states = (torch.ones(3, 1), torch.full((3, 1), -0.5))
-    late_only = JointEps(*BASES, ExactRatio(), weight=guidance.early_and_late(0.0, 2.0))
-    for level, weight in ((guidance.SETTLED + 0.01, 0.0), (guidance.SETTLED - 0.01, 2.0)):
+    by_level = JointEps(*BASES, ExactRatio(), weight=guidance.by_noise_level(*weights))
+    levels = (guidance.SETTLED + 0.01, guidance.FINE + 0.01, guidance.FINE - 0.01)
+    for level, weight in zip(levels, expected, strict=True):
         t = torch.full((3,), level)
-        assert_close(late_only(states, t), JointEps(*BASES, ExactRatio(), weight)(states, t), atol=0, rtol=0)
+        assert_close(by_level(states, t), JointEps(*BASES, ExactRatio(), weight)(states, t), atol=0, rtol=0)
 
 
 def test_a_given_modality_is_kept_and_pulls_the_other_towards_it():

@@ -58,6 +58,15 @@ def test_one_weight_is_for_all_noise_levels_and_two_are_for_the_large_and_the_sm
     assert sounds["2"] == sounds["2 2"] and len(set(sounds.values())) == 3
 
 
+def test_the_discriminator_is_not_asked_where_its_weight_is_zero(bases, tmp_path):
+    """Four steps start from t = 1, 0.59, 0.28 and 0.09."""
+    for weights, asked in (("1", 4), ("0 1", 3), ("1 5 0", 3), ("0", 0)):
+        options = ["--weight", *weights.split(), "--n", "1", "--steps", "4", "--run", str(bases)]
+        sample.main([*options, "--out", str(tmp_path)])
+        calls = json.loads((tmp_path / "report.json").read_text())["network_calls"]
+        assert calls == {"base": 8, "discriminator": asked}
+
+
 @pytest.mark.parametrize("keep", ["video", "audio"])
 def test_a_given_modality_comes_back_as_it_was(bases, clip, tmp_path, keep):
     options = ["--n", "2", "--steps", "2", "--given", str(clip), "--keep", keep]
@@ -76,7 +85,7 @@ def test_a_given_modality_comes_back_as_it_was(bases, clip, tmp_path, keep):
         (["--given", "README.md", "--keep", "video"], "README.md: it"),
         (["--keep", "video"], "go together"),
         (["--n", "0"], "must be at least 1"),
-        (["--weight", "1", "2", "3"], "--weight one number or two"),
+        (["--weight", "1", "2", "3", "4"], "--weight one to three numbers"),
         (["--solver", "euler"], "invalid choice"),
         (["--colour"], "unrecognized arguments"),
     ],
