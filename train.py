@@ -12,6 +12,7 @@ What a step minimises is in objective.py.
 import argparse
 import contextlib
 import math
+import shutil
 import signal
 import threading
 import time
@@ -30,11 +31,18 @@ from files import run_main, save_json
 from guidance import draw, sample, unguided_eps
 from muon import Muon
 from objective import GROUP, ahead, make_objective, of_states
-from score import VPSDE
+from score import VPSDE, FrozenModel
 
 BUDGETS = {"video": 60.0, "audio": 45.0, "joint": 75.0, "discriminator": 19.5}  # minutes on 2 cores
 DEFAULTS = {"data": "xylophone", "size": 32, "batch": 32, "bce_weight": 1.0, "noise_weight": 2.0}
-DEFAULTS |= {"warmup": 250, "fakes": "shuffled", "lr": 1e-2, "seed": 0, "bases": checkpoint.PRETRAINED}
+DEFAULTS |= {
+    "warmup": 250,
+    "fakes": "shuffled",
+    "lr": 1e-2,
+    "seed": 0,
+    "bases": checkpoint.PRETRAINED,
+    "compile": False,
+}
 
 
 @contextlib.contextmanager
@@ -117,7 +125,12 @@ def train(args: argparse.Namespace) -> None:
             for kind in ("video", "audio")
         )
     world = open_world(args.data, args.size)
-    make_batch, loss_of = make_objective(args, network, world, sde, bases)
+    asked = bases
+    if args.compile and bases:  # the discriminator itself cannot be: compiled code has no second derivative
+        asked = tuple(FrozenModel(torch.compile(model.network), sde, model.prediction) for model in bases)
+    elif args.compile:
+        network.compile()
+    make_batch, loss_of = make_objective(args, network, world, sde, asked)
 
     def save() -> None:
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
@@ -190,6 +203,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, help="first steps, on bce alone (default 250)")
     parser.add_argument("--fakes", choices=("shuffled", "generated"), help="default shuffled")
     parser.add_argument("--bases", type=Path, help="folder with video.pt and audio.pt (default pretrained)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="compile what is differentiated once (minutes, then faster)",
+    )
     parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints (default 5)")
     parser.add_argument("--seed", type=int, help="default 0")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -205,6 +224,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value if stored.get(name) is None else type(value)(stored[name]))
     args.out = args.out or Path("runs") / args.model
+    if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        parser.error("--compile needs a C++ compiler: install g++, or train without")
     if args.size < 32 or args.size % 16:
         parser.error("--size must be a multiple of 16 and at least 32")
     if args.batch < 1 or args.batch % GROUP or (args.steps is not None and args.steps < 1) or args.minutes <= 0:

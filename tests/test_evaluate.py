@@ -70,7 +70,7 @@ def test_what_the_residual_explains_is_all_for_the_missing_noise_itself(bases, g
 
 
 def test_a_log_ratio_is_calibrated_and_three_times_it_is_not(generator):
-    """Of x ~ N(1, 1) against N(-1, 1) the log-ratio is 2 x; D = sigmoid(6 x) is off by E|sigmoid(6 x) - sigmoid(2 x)|."""
+    """Of x ~ N(1, 1) against N(-1, 1) the log-ratio is 2 x; D = sigmoid(6 x) is off by |D - sigmoid(2 x)|."""
     real, fake = (torch.randn(200_000, generator=generator) + mean for mean in (1, -1))
     x = torch.cat([real, fake])
     assert evaluate.calibration_error(2 * real, 2 * fake) < 0.003

@@ -144,6 +144,19 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(bases, 
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize(("kind", "compiled"), [("audio", 1), ("discriminator", 2)])
+def test_compiled_training_gives_the_same_numbers(kind, compiled, bases, tmp_path, monkeypatch):
+    """The compiler traces the network forwards and backwards; code is not generated, which would take minutes."""
+    traced, real = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: traced.append(f) or real(f, backend="aot_eager"))
+    for name, options in (("plain", []), ("compiled", ["--compile"])):
+        train.train(train.parse([kind, *small(bases, tmp_path / name, "--steps", "2", "--warmup", "0", *options)]))
+    assert len(traced) == compiled
+    plain, same = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    for name in plain:
+        assert_close(same[name], plain[name], atol=1e-5, rtol=1e-4)
+
+
 def test_noise_levels_are_stratified(generator):
     """One draw in each of n equal parts; the discriminator's are a monotone map of such draws."""
     sde, u = VPSDE(), objective.stratified(10_000, generator)
