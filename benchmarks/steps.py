@@ -42,19 +42,20 @@ def main(argv: list[str] | None = None) -> None:
     models = checkpoint.load_run(args.run, args.device)
     world = Xylophone(models[2].size)
     real, reference = held_out(world, args.n, args.seed)
-    clips = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
-    weight = by_noise_level(*args.weight)
+    known = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
+    weight, systems, lines = by_noise_level(*args.weight), {}, {}
     for solver in args.solvers:
         for steps in args.steps:
             draw = partial(sample, *models, steps=steps, weight=weight, solver=solver, device=args.device)
             name = f"{solver} {steps}"
-            clips[name] = generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name)
-    systems = compare(clips, reference, world)[0]
-    print_table(systems, ["alignment", "hit_f1", "pitch_accuracy", "onset_error_ms", "video_frechet", "audio_frechet"])
-    lines = {s: [systems[f"{s} {k}"]["alignment"] for k in args.steps] for s in args.solvers}
+            clips = {name: generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name)}
+            systems |= compare(known | clips, reference, world)[0]
+            report = {"n": args.n, "seed": args.seed, "weight": args.weight, "systems": systems}
+            save_json(args.out / "report.json", report)  # after each point: all of them take an hour
+        lines[solver] = [systems[f"{solver} {k}"]["alignment"] for k in args.steps]
     calls = [3 * k for k in args.steps]
     figures.save_lines(args.out / "steps.png", calls, lines, "network calls", "alignment", "linear")
-    save_json(args.out / "report.json", {"n": args.n, "seed": args.seed, "weight": args.weight, "systems": systems})
+    print_table(systems, ["alignment", "hit_f1", "pitch_accuracy", "onset_error_ms", "video_frechet", "audio_frechet"])
     print(f"report.json and steps.png are in {args.out}")
 
 
