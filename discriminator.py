@@ -156,7 +156,15 @@ class JointDiscriminator(nn.Module):
     before any pooling, and only then pooled: dL/dv depends on a. SiLU throughout, for the second derivative.
     """
 
-    def __init__(self, size: int = 32, n_mels: int = 64, width: int = 96, embedding: int = 32, filters: int = 16):
+    def __init__(
+        self,
+        size: int = 32,
+        n_mels: int = 64,
+        width: int = 96,
+        embedding: int = 32,
+        filters: int = 16,
+        fusion: tuple = (1, 2, 4),
+    ):
         super().__init__()
         self.size = size
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
@@ -166,7 +174,7 @@ class JointDiscriminator(nn.Module):
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.factor_v, self.factor_a = nn.Linear(width, width), nn.Linear(width, width)
         self.mix = nn.Linear(3 * width, width)
-        self.fusion_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
+        self.fusion_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in fusion)
         self.pair_out, self.repair_v, self.repair_a = (
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(3)
         )

@@ -1,7 +1,14 @@
 import json
 
+import pytest
+import torch
+from torch.testing import assert_close
+
+import checkpoint
 import evaluate
-from benchmarks import speed, steps
+import train
+from benchmarks import levers, speed, steps
+from score import VPSDE
 
 
 def test_speed_reports_every_part_its_memory_and_the_ratios(tmp_path, capsys):
@@ -25,3 +32,33 @@ def test_steps_reports_a_row_for_each_solver_and_number_of_steps(bases, tmp_path
     systems = json.loads((tmp_path / "report.json").read_text())["systems"]
     assert set(systems) == {"real", "shuffled", "ddim 1", "ddim 2", "ddpm 1", "ddpm 2"}
     assert (tmp_path / "steps.png").stat().st_size > 1000
+
+
+def test_levers_trains_another_network_judges_it_and_keeps_the_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "REFERENCE", 32)
+    monkeypatch.setattr(evaluate, "LEVELS", levers.SHOWN)
+    monkeypatch.setattr(train, "preview", lambda *_: None)
+    options = ["--rows", "width 48", "--steps", "1", "--n", "2", "--out", str(tmp_path)]
+    levers.main(options)
+    weights = checkpoint.load(tmp_path / "width-48" / "model.pt")["model"]
+    assert weights["mix.weight"].shape == (48, 3 * 48)
+    made = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(train, "train", None)  # a second run reads the row
+    levers.main(options)
+    assert "width 48" in made[-1] and capsys.readouterr().out.splitlines() == made[-2:]
+
+
+def test_uniform_log_snr_is_uniform(generator):
+    sde, u = VPSDE(), torch.rand(1000, generator=generator)
+    way = sde.log_snr(levers.uniform_log_snr(u, sde).double())
+    first, last = sde.log_snr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64))
+    assert_close((way - first) / (last - first), u.double(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", levers.ROWS)
+def test_every_lever_gives_a_discriminator_or_noise_levels_that_work(name, generator):
+    _, changed = levers.ROWS[name]
+    with changed():
+        t = levers.objective.logit_normal(torch.rand(8, generator=generator), VPSDE())
+        logit = checkpoint.NETWORKS["discriminator"]()(torch.randn(2, 3, 16, 32, 32), torch.randn(2, 1, 64, 128), t[:2])
+    assert t.min() >= VPSDE().t_min and t.max() <= 1 and logit.shape == (2,)

@@ -1,0 +1,122 @@
+"""What each choice in the training of the discriminator is worth: runs that differ from the first in one thing.
+
+    python benchmarks/levers.py                          every row: half an hour each on one core
+    python benchmarks/levers.py --rows "width 48"        some of them; rows made before are kept and shown again
+
+Each row is a run of train.py in runs/levers/ROW, judged as in evaluate.py at the weights 1 5, and its EMA row the same
+run without the moving average of its weights.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import checkpoint  # noqa: E402, the project's files lie one folder up
+import objective  # noqa: E402
+import train  # noqa: E402
+from data import Xylophone  # noqa: E402
+from discriminator import JointDiscriminator  # noqa: E402
+from evaluate import by_level, compare, generate, held_out, print_table  # noqa: E402
+from files import run_main, save_json  # noqa: E402
+from guidance import by_noise_level, sample  # noqa: E402
+from score import VPSDE  # noqa: E402
+
+SHOWN = (0.3, 0.5, 0.7)  # noise levels whose explained noise is printed
+
+
+def uniform_t(u: Tensor, sde: VPSDE) -> Tensor:
+    return sde.t_min + (1 - sde.t_min) * u
+
+
+def uniform_log_snr(u: Tensor, sde: VPSDE) -> Tensor:
+    """t of a log-SNR lambda uniform in its range: -2 log alpha_t = softplus(-lambda), a quadratic in t."""
+    first, last = sde.log_snr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64))
+    rate, integral = sde.beta_max - sde.beta_min, F.softplus(-torch.lerp(first, last, u.double()))
+    t = (torch.sqrt(sde.beta_min**2 + 2 * rate * integral) - sde.beta_min) / rate
+    return t.float().clamp(sde.t_min, 1)
+
+
+def network(**options) -> contextlib.AbstractContextManager:
+    return mock.patch.dict(checkpoint.NETWORKS, discriminator=partial(JointDiscriminator, **options))
+
+
+def levels(sampling) -> contextlib.AbstractContextManager:
+    return mock.patch.object(objective, "logit_normal", sampling)
+
+
+ROWS = {  # options of train.py, and what else is another
+    "as shipped": ([], contextlib.nullcontext),
+    "bce weight 0.3": (["--bce-weight", "0.3"], contextlib.nullcontext),
+    "bce weight 3": (["--bce-weight", "3"], contextlib.nullcontext),
+    "generated fakes": (["--fakes", "generated"], contextlib.nullcontext),
+    "uniform t": ([], partial(levels, uniform_t)),
+    "uniform log-SNR": ([], partial(levels, uniform_log_snr)),
+    "width 48": ([], partial(network, width=48)),
+    "width 144": ([], partial(network, width=144)),
+    "fusion 1 block": ([], partial(network, fusion=(1,))),
+    "fusion 6 blocks": ([], partial(network, fusion=(1, 2, 4, 1, 2, 4))),
+    "32 filters": ([], partial(network, filters=32)),
+}
+
+
+def judge(models: tuple, n: int, seed: int) -> dict[str, float]:
+    """The row of a system guided by models[2], with real and shuffled pairs as its scale."""
+    world = Xylophone()
+    real, reference = held_out(world, n, seed)
+    clips = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
+    draw = partial(sample, *models, weight=by_noise_level(1.0, 5.0))
+    clips["guided"] = generate(draw, [x.shape[1:] for x in real], seed, n, "guided")
+    row = compare(clips, reference, world)[0]["guided"]
+    return row | {
+        f"explained {r['t']}": r["audio_explained"] for r in by_level(models, real, seed, "cpu") if r["t"] in SHOWN
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), help="(default all)")
+    parser.add_argument("--steps", type=int, default=2600, help="of training (default %(default)s)")
+    parser.add_argument("--n", type=int, default=512, help="clips a row (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
+    parser.add_argument("--out", type=Path, default=Path("runs/levers"))
+    args = parser.parse_args(argv)
+    for name in args.rows:
+        run = args.out / name.replace(" ", "-")
+        if (run / "row.json").exists():
+            continue
+        options, changed = ROWS[name]
+        with changed():
+            train.train(train.parse([*options, "--steps", str(args.steps), "--out", str(run)]))
+            models = checkpoint.load_run(run)
+        rows = {name: judge(models, args.n, args.seed)}
+        if name == "as shipped":
+            models[2].load_state_dict(checkpoint.load(run / "last.pt")["model"])
+            rows["without EMA"] = judge(models, args.n, args.seed)
+        save_json(run / "row.json", rows)
+    rows = {}
+    for path in sorted(args.out.glob("*/row.json")):
+        rows |= json.loads(path.read_text())
+    shown = [
+        "alignment",
+        "hit_f1",
+        "onset_error_ms",
+        "seen_per_clip",
+        "heard_per_clip",
+        "video_frechet",
+        "audio_frechet",
+    ]
+    print_table(rows, [*shown, *(f"explained {t}" for t in SHOWN)])
+
+
+if __name__ == "__main__":
+    run_main(main)
