@@ -67,6 +67,8 @@ def save_lines(path: Path, x: Sequence, lines: dict[str, Sequence], xlabel: str,
     for name, values in lines.items():
         axis.plot(x, values, "o-", label=name)
     axis.set(xscale="log", yscale=yscale, xlabel=xlabel, ylabel=ylabel)
+    axis.set_xticks(x, [f"{value:g}" for value in x])
+    axis.minorticks_off()
     axis.legend()
     axis.grid(alpha=0.3)
     figure.tight_layout()
