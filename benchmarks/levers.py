@@ -3,8 +3,8 @@
     python benchmarks/levers.py                          every row: half an hour each on one core
     python benchmarks/levers.py --rows "width 48"        some of them; rows made before are kept and shown again
 
-Each row is a run of train.py in runs/levers/ROW, judged as in evaluate.py at the weights 1 5; "without EMA" is the first
-run again, by its last weights in place of their moving average.
+Each row is a run of train.py in runs/levers/ROW, judged as in evaluate.py at the weights 1 5; "without EMA" is the
+first run again, by its last weights in place of their moving average.
 """
 
 import argparse
