@@ -1,10 +1,11 @@
 """What each choice in the training of the discriminator is worth: runs that differ from the first in one thing.
 
-    python benchmarks/levers.py                          every row: half an hour each on one core
+    python benchmarks/levers.py                          every row: 26 minutes each on one core
     python benchmarks/levers.py --rows "width 48"        some of them; rows made before are kept and shown again
 
-Each row is a run of train.py in runs/levers/ROW, judged as in evaluate.py at the weights 1 5; "without EMA" is the
-first run again, by its last weights in place of their moving average.
+Each choice is a run of train.py in runs/levers/ROW, judged as in evaluate.py at two pairs of weights: the less a
+discriminator knows, the larger the weight it wants. "without EMA" is the first run again, by its last weights in place
+of their moving average.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from files import run_main, save_json  # noqa: E402
 from guidance import by_noise_level, sample  # noqa: E402
 from score import VPSDE  # noqa: E402
 
+WEIGHTS = ((1.0, 5.0), (1.5, 9.0))
 SHOWN = (0.3, 0.5, 0.7)  # noise levels whose explained noise is printed
 
 
@@ -69,23 +71,23 @@ ROWS = {  # options of train.py, and what else is another
 }
 
 
-def judge(models: tuple, n: int, seed: int) -> dict[str, float]:
-    """The row of a system guided by models[2], with real and shuffled pairs as its scale."""
+def judge(name: str, models: tuple, n: int, seed: int) -> dict[str, dict[str, float]]:
+    """A row for each of WEIGHTS: the system guided by models[2], with real and shuffled pairs as its scale."""
     world = Xylophone()
     real, reference = held_out(world, n, seed)
     clips = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
-    draw = partial(sample, *models, weight=by_noise_level(1.0, 5.0))
-    clips["guided"] = generate(draw, [x.shape[1:] for x in real], seed, n, "guided")
-    row = compare(clips, reference, world)[0]["guided"]
-    return row | {
-        f"explained {r['t']}": r["audio_explained"] for r in by_level(models, real, seed, "cpu") if r["t"] in SHOWN
-    }
+    for weight in WEIGHTS:
+        draw, row = partial(sample, *models, weight=by_noise_level(*weight)), f"{name}, {weight[0]:g} {weight[1]:g}"
+        clips[row] = generate(draw, [x.shape[1:] for x in real], seed, n, row)
+    levels = {f"explained {r['t']}": r["audio_explained"] for r in by_level(models, real, seed, "cpu")}
+    explained = {key: levels[key] for key in (f"explained {t}" for t in SHOWN)}
+    return {row: x | explained for row, x in compare(clips, reference, world)[0].items() if row.startswith(name)}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), help="(default all)")
-    parser.add_argument("--steps", type=int, default=2600, help="of training (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="of training (default %(default)s)")
     parser.add_argument("--n", type=int, default=512, help="clips a row (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--out", type=Path, default=Path("runs/levers"))
@@ -98,10 +100,10 @@ def main(argv: list[str] | None = None) -> None:
         with changed():
             train.train(train.parse([*options, "--steps", str(args.steps), "--out", str(run)]))
             models = checkpoint.load_run(run)
-        rows = {name: judge(models, args.n, args.seed)}
+        rows = judge(name, models, args.n, args.seed)
         if name == "as shipped":
             models[2].load_state_dict(checkpoint.load(run / "last.pt")["model"])
-            rows["without EMA"] = judge(models, args.n, args.seed)
+            rows |= judge("without EMA", models, args.n, args.seed)
         save_json(run / "row.json", rows)
     rows = {}
     for path in sorted(args.out.glob("*/row.json")):
