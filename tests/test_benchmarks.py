@@ -45,7 +45,7 @@ def test_levers_trains_another_network_judges_it_and_keeps_the_row(tmp_path, mon
     made = capsys.readouterr().out.splitlines()
     monkeypatch.setattr(train, "train", None)  # a second run reads the row
     levers.main(options)
-    assert "width 48" in made[-1] and capsys.readouterr().out.splitlines() == made[-2:]
+    assert "width 48" in made[-1] and capsys.readouterr().out.splitlines() == made[-3:]
 
 
 def test_uniform_log_snr_is_uniform(generator):

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules i
 
 from tqdm import tqdm
 
-from discriminator import discriminator_loss, perturb_pairs
+from discriminator import Levels, both, discriminator_loss, joint_and_conditional, perturb_pairs
 from files import run_main, save_json
 from guidance import JointEps, sample
 from score import VPSDE, FrozenModel, TimeFeatures
@@ -59,20 +59,20 @@ class TinyDiscriminator(nn.Module):
             nn.Sequential(nn.Linear(fused, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(heads)
         )
 
-    def encode(self, x: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        embedding, pairs = self.time(t), zip(self.encoders, (x, y), strict=True)
-        return tuple(F.silu(out(F.silu(x_in(z) + t_in(embedding)))) for (x_in, t_in, out), z in pairs)
+    def encode(self, x: Tensor, y: Tensor, t: Levels) -> tuple[Tensor, ...]:
+        inputs = zip(self.encoders, (x, y), map(self.time, both(t)), strict=True)
+        return tuple(F.silu(out(F.silu(x_in(z) + t_in(embedding)))) for (x_in, t_in, out), z, embedding in inputs)
 
     def repair(self, u: Tensor, v: Tensor) -> Tensor:
         """None: the base scores are exact."""
         return u.new_zeros(len(u))
 
-    def pair(self, u: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    def pair(self, u: Tensor, v: Tensor, t: Levels) -> Tensor:
         if self.additive:
             return (self.heads[0](u) + self.heads[1](v))[:, 0]
         return self.heads[0](torch.cat([u, v, u * v], dim=1))[:, 0]
 
-    def forward(self, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, t: Levels) -> Tensor:
         return self.pair(*self.encode(x, y, t), t)
 
 
@@ -95,8 +95,9 @@ def train(system: str, target_name: str, rho: float, seed: int, steps: int = TRA
     bce_weight, noise_weight = float(system != "noise"), float(system != "bce")
     for _ in tqdm(range(steps), desc=f"training {system}, seed {seed}", leave=False, mininterval=1):
         x, y = target.sample(BATCH // 2, generator).repeat(2, 1).split(1, dim=1)  # twice, for mirrored noise
-        u = torch.rand(BATCH // (2 * GROUP), generator=generator).repeat_interleave(GROUP).repeat(2)
-        t = t_min + (1 - t_min) * u**2
+        levels = t_min + (1 - t_min) * torch.rand(BATCH // (2 * GROUP), generator=generator) ** 2
+        levels = joint_and_conditional(levels, t_min, generator)
+        t = tuple(level.repeat_interleave(GROUP).repeat(2) for level in levels)
         noisy = perturb_pairs(*bases, (x, y), t, generator, ask_base=noise_weight > 0)
         loss, _ = discriminator_loss(network, bases[0].sde, noisy, bce_weight, noise_weight, GROUP)
         optimizer.zero_grad()

@@ -14,11 +14,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from discriminator import Levels, both
 from score import VPSDE
 
 
 class Mixture:
-    """weights (K,), means (K, D), covariances (K, D, D); z and scores (B, D), times (B,)."""
+    """weights (K,), means (K, D), covariances (K, D, D); z and scores (B, D), times (B,) or one such a dimension."""
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, sde: VPSDE):
         self.weights, self.means, self.covariances, self.sde = weights, means, covariances, sde
@@ -28,21 +29,22 @@ class Mixture:
         noise = torch.randn(n, self.means.shape[1], 1, generator=generator, dtype=self.means.dtype)
         return self.means[k] + (torch.linalg.cholesky(self.covariances)[k] @ noise)[..., 0]
 
-    def _components(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _components(self, z: Tensor, t: Levels) -> tuple[Tensor, Tensor]:
         """log w_k N(z; alpha mu_k, S_k) (B, K) and S_k^-1 (alpha mu_k - z) (B, K, D)."""
-        levels, index = t.unique(return_inverse=True)  # one matrix inverse a noise level, not one a sample
-        alpha, sigma = (a[:, None, None, None] for a in self.sde.marginal(levels))
+        t = torch.stack(t, dim=1) if isinstance(t, tuple) else t[:, None].expand(-1, z.shape[1])
+        levels, index = t.unique(dim=0, return_inverse=True)  # one matrix inverse a noise level, not one a sample
+        alpha, sigma = (a[:, None, :] for a in self.sde.marginal(levels))  # (levels, 1, D)
         means, covariances = self.means.to(z), self.covariances.to(z)
-        S = alpha**2 * covariances + sigma**2 * torch.eye(z.shape[1]).to(z)  # (levels, K, D, D)
-        offset = (alpha[..., 0] * means)[index] - z[:, None]  # (B, K, D)
+        S = alpha[..., None] * covariances * alpha[:, :, None] + torch.diag_embed(sigma**2)  # (levels, K, D, D)
+        offset = (alpha * means)[index] - z[:, None]  # (B, K, D)
         pull = (torch.linalg.inv(S)[index] * offset[:, :, None]).sum(-1)
         log_density = -0.5 * ((pull * offset).sum(2) + torch.logdet(S)[index] + z.shape[1] * math.log(2 * math.pi))
         return self.weights.to(z).log() + log_density, pull
 
-    def log_density(self, z: Tensor, t: Tensor) -> Tensor:
+    def log_density(self, z: Tensor, t: Levels) -> Tensor:
         return self._components(z, t)[0].logsumexp(1)
 
-    def score(self, z: Tensor, t: Tensor) -> Tensor:
+    def score(self, z: Tensor, t: Levels) -> Tensor:
         log_parts, pull = self._components(z, t)
         return (log_parts.softmax(1)[..., None] * pull).sum(1)
 
@@ -50,9 +52,9 @@ class Mixture:
         rows = slice(axis, axis + 1)
         return Mixture(self.weights, self.means[:, rows], self.covariances[:, rows, rows], self.sde)
 
-    def log_ratio(self, z: Tensor, t: Tensor) -> Tensor:
+    def log_ratio(self, z: Tensor, t: Levels) -> Tensor:
         """L = log q_t(x, y) - log q_t(x) - log q_t(y), (B,)."""
-        apart = sum(self.marginal(i).log_density(z[:, i : i + 1], t) for i in (0, 1))
+        apart = sum(self.marginal(i).log_density(z[:, i : i + 1], level) for i, level in enumerate(both(t)))
         return self.log_density(z, t) - apart
 
 
