@@ -53,7 +53,7 @@ class JointEps:
         discriminator: nn.Module | None,
         weight: Weight | Callable[[float], Weight] = 1.0,
         given: tuple[Tensor | None, Tensor | None] = (None, None),
-        given_at: str = "clean",
+        given_at: str = "noised",
         generator: torch.Generator | None = None,
     ):
         if given_at not in ("clean", "noised"):
@@ -174,7 +174,7 @@ def sample(
     generator: torch.Generator | None = None,
     given_video: Tensor | None = None,
     given_audio: Tensor | None = None,
-    given_at: str = "clean",
+    given_at: str = "noised",
     device: str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Draw (video, audio) of the given shapes (B, ...); a given modality is returned as it came.
