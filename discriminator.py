@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from score import VPSDE, FrozenModel, TimeFeatures
 
-
 Levels = Tensor | tuple[Tensor, Tensor]  # (B,), one for both modalities, or (t_v, t_a)
 
 

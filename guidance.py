@@ -42,8 +42,8 @@ class JointEps:
     `given_at`
 
         clean     t_min: the gradient is that of log q(a_t | v_0) (discriminator.py), exact as the joint one is
-        noised    t, the noise drawn anew at each call: a_t is drawn given v_t, which tells less than v_0. What a_t takes
-                  on at large t, where v_t tells nothing, it need not lose again: this only approximates p(a | v)
+        noised    t, the noise drawn anew at each call: a_t is drawn given v_t, which tells less than v_0. What a_t
+                  takes on at large t, where v_t tells nothing, it need not lose again: an approximation of p(a | v)
     """
 
     def __init__(
