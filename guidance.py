@@ -41,9 +41,10 @@ class JointEps:
     modality instead of None, that modality is not generated and its base model is not called; the discriminator sees it
     `given_at`
 
-        clean     t_min: the gradient is that of log q(a_t | v_0) (discriminator.py), exact as the joint one is
-        noised    t, the noise drawn anew at each call: a_t is drawn given v_t, which tells less than v_0. What a_t
-                  takes on at large t, where v_t tells nothing, it need not lose again: an approximation of p(a | v)
+        noised    t, the noise drawn anew at each call. v_t tells less than v_0, so this only approximates p(a | v): on
+                  the Gaussian pair of toy/ at 50 steps, E[y | x] is 0.63 of its exact value (dpm++2m: 0.43)
+        clean     t_min: the gradient of log q(a_t | v_0) (discriminator.py), exact where the discriminator was trained
+                  at such levels; those of train.py were not
     """
 
     def __init__(

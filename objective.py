@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from discriminator import both, discriminator_loss, joint_and_conditional, perturb_pairs
+from discriminator import discriminator_loss, perturb_pairs
 from guidance import sample
 from score import VPSDE
 
@@ -98,9 +98,7 @@ def make_objective(
     def discriminator_batch(k: int) -> tuple:
         generator = randomness(k)
         real = [x.to(device) for x in world.batch(args.batch, generator)]
-        t = logit_normal(stratified(args.batch // GROUP, generator), sde)
-        levels = joint_and_conditional(t, sde.t_min, generator)
-        t = tuple(level.repeat_interleave(GROUP).to(device) for level in levels)
+        t = logit_normal(stratified(args.batch // GROUP, generator), sde).repeat_interleave(GROUP).to(device)
         with mixed_precision(device, inference=True):
             noisy = perturb_pairs(*bases, real, t, generator, ask_base=args.noise_weight > 0 and k >= args.warmup)
         if args.fakes == "shuffled":
@@ -112,13 +110,11 @@ def make_objective(
     def discriminator_step(batch: tuple) -> tuple:
         real, generated = batch
         # sigma^2: at small t base models err in every pixel, which says nothing of the pairing and would drown the rest
-        levels, noise_weight = both(real.t), 0.0
-        if real.missing:
-            noise_weight = tuple(args.noise_weight * sde.marginal(t)[1] ** 2 for t in levels)
+        noise_weight = args.noise_weight * sde.marginal(real.t)[1] ** 2 if real.missing else 0.0
         loss, parts = discriminator_loss(
             network, sde, real, args.bce_weight, noise_weight, GROUP, args.fakes, generated
         )
-        return loss, parts, torch.maximum(*levels)
+        return loss, parts, real.t
 
     if args.model != "discriminator":
         predict = of_states(network, args.model)

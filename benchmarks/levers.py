@@ -1,6 +1,6 @@
 """What each choice in the training of the discriminator is worth: runs that differ from the first in one thing.
 
-    python benchmarks/levers.py                          every row: 26 minutes each on one core
+    python benchmarks/levers.py                          every row: about 25 minutes each on one core
     python benchmarks/levers.py --rows "width 48"        some of them; rows made before are kept and shown again
 
 Each choice is a run of train.py in runs/levers/ROW, judged as in evaluate.py at two pairs of weights: the less a

@@ -78,6 +78,29 @@ def test_residual_of_the_exact_log_ratio_turns_base_scores_into_the_joint_score(
     assert_close(SDE.eps_to_score(eps, t).detach(), TARGET.score(z, t))
 
 
+def test_log_ratio_with_one_side_clean_turns_its_base_score_into_that_of_the_conditional(generator):
+    """y_t | x_0 ~ N(alpha rho x_0, alpha^2 (1 - rho^2) + sigma^2): its score against base eps and r, written out."""
+    level = torch.linspace(0.01, 0.9, 20, dtype=torch.float64)
+    t = (torch.zeros_like(level), level)
+    x, y = (torch.randn(20, 1, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    r = residual_noise(TARGET.log_ratio(torch.cat([x, y], dim=1), t), x, y, t, SDE)[1]
+    alpha, sigma = (z[:, None] for z in SDE.marginal(level))
+    exact = (alpha * RHO * x - y) / (alpha**2 * (1 - RHO**2) + sigma**2)
+    assert_close(SDE.eps_to_score(BASES[1](y, level) + r, level), exact)
+
+
+@pytest.mark.parametrize("network", [JointDiscriminator, TinyDiscriminator])
+def test_each_modality_sees_its_own_noise_level_and_equal_ones_are_one(network, generator):
+    shapes = ((2, 3, 16, 32, 32), (2, 1, 64, 128)) if network is JointDiscriminator else ((2, 1), (2, 1))
+    v, a = (torch.randn(shape, generator=generator) for shape in shapes)
+    low, high, network = torch.full((2,), 0.1), torch.full((2,), 0.6), network()
+    assert_close(network(v, a, (low, low)), network(v, a, low), atol=0, rtol=0)
+    features = {t: network.encode(v, a, levels) for t, levels in {"v": (high, low), "a": (low, high)}.items()}
+    same = network.encode(v, a, low)
+    assert torch.equal(features["v"][1], same[1]) and not torch.equal(features["v"][0], same[0])
+    assert torch.equal(features["a"][0], same[0]) and not torch.equal(features["a"][1], same[1])
+
+
 def loss_of(network, pairs, t, generator, *weights, **options):
     return discriminator_loss(network, SDE, perturb_pairs(*BASES, pairs, t, generator), *weights, **options)
 

@@ -168,6 +168,23 @@ def test_a_given_modality_is_kept_and_pulls_the_other_towards_it():
     assert y.var().item() < 0.6
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_modality_given_clean_yields_the_exact_conditional(keep):
+    """y | x ~ N(0.8 x, 0.36), and the same of x | y."""
+    given = torch.full((20_000, 1), 1.5, dtype=torch.float64)
+    known = {("given_video", "given_audio")[keep]: given}
+    eps_model = {"steps": 200, "generator": torch.Generator().manual_seed(0), "given_at": "clean"}
+    clips = sample(*BASES, ExactRatio(), given.shape, given.shape, solver="dpm++2m-sde", **eps_model, **known)
+    assert torch.equal(clips[keep], given)
+    assert clips[1 - keep].mean().item() == pytest.approx(RHO * 1.5, rel=0.02)
+    assert clips[1 - keep].var().item() == pytest.approx(1 - RHO**2, rel=0.05)
+
+
 def test_unknown_solver_is_refused():
     with pytest.raises(ValueError, match="solver must be one of"):
         sample(*BASES, None, (1, 1), (1, 1), solver="euler")
+
+
+def test_unknown_level_of_a_given_modality_is_refused():
+    with pytest.raises(ValueError, match="given_at must be clean or noised"):
+        sample(*BASES, None, (1, 1), (1, 1), given_at="early")

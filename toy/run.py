@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules i
 
 from tqdm import tqdm
 
-from discriminator import Levels, both, discriminator_loss, joint_and_conditional, perturb_pairs
+from discriminator import Levels, both, discriminator_loss, perturb_pairs
 from files import run_main, save_json
 from guidance import JointEps, sample
 from score import VPSDE, FrozenModel, TimeFeatures
@@ -95,9 +95,8 @@ def train(system: str, target_name: str, rho: float, seed: int, steps: int = TRA
     bce_weight, noise_weight = float(system != "noise"), float(system != "bce")
     for _ in tqdm(range(steps), desc=f"training {system}, seed {seed}", leave=False, mininterval=1):
         x, y = target.sample(BATCH // 2, generator).repeat(2, 1).split(1, dim=1)  # twice, for mirrored noise
-        levels = t_min + (1 - t_min) * torch.rand(BATCH // (2 * GROUP), generator=generator) ** 2
-        levels = joint_and_conditional(levels, t_min, generator)
-        t = tuple(level.repeat_interleave(GROUP).repeat(2) for level in levels)
+        u = torch.rand(BATCH // (2 * GROUP), generator=generator).repeat_interleave(GROUP).repeat(2)
+        t = t_min + (1 - t_min) * u**2
         noisy = perturb_pairs(*bases, (x, y), t, generator, ask_base=noise_weight > 0)
         loss, _ = discriminator_loss(network, bases[0].sde, noisy, bce_weight, noise_weight, GROUP)
         optimizer.zero_grad()
