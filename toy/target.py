@@ -31,8 +31,12 @@ class Mixture:
 
     def _components(self, z: Tensor, t: Levels) -> tuple[Tensor, Tensor]:
         """log w_k N(z; alpha mu_k, S_k) (B, K) and S_k^-1 (alpha mu_k - z) (B, K, D)."""
-        t = torch.stack(t, dim=1) if isinstance(t, tuple) else t[:, None].expand(-1, z.shape[1])
-        levels, index = t.unique(dim=0, return_inverse=True)  # one matrix inverse a noise level, not one a sample
+        # one matrix inverse a noise level, not one a sample
+        if isinstance(t, tuple):
+            levels, index = torch.stack(t, dim=1).unique_consecutive(dim=0, return_inverse=True)
+        else:
+            levels, index = t.unique(return_inverse=True)
+            levels = levels[:, None].expand(-1, z.shape[1])
         alpha, sigma = (a[:, None, :] for a in self.sde.marginal(levels))  # (levels, 1, D)
         means, covariances = self.means.to(z), self.covariances.to(z)
         S = alpha[..., None] * covariances * alpha[:, :, None] + torch.diag_embed(sigma**2)  # (levels, K, D, D)
