@@ -15,8 +15,8 @@ The logit has parts by name, L = pair(v, a, t) + repair_v(v, t) + repair_a(a, t)
 of the data, so cross-entropy on them trains `pair` alone, log q(v,a) / (q(v) q(a)). The repairs, log q(v)/p(v) and
 log q(a)/p(a), are what the base models got wrong; they learn from the noise loss.
 
-Each modality may have a noise level of its own, t = (t_v, t_a), though train.py draws only equal ones. Where one is
-t_min, that modality is as good as clean, and L gives the score of the other one given it:
+Each modality has a noise level of its own, t = (t_v, t_a). Where they are equal, L turns two base scores into the joint
+score; where one of them is t_min, that modality is as good as clean and L gives the score of the other one given it:
 
     grad_a log q(a_t | v_0) = grad_a log p_t(a_t) + grad_a L(v_0, a_t, (0, t))
 
@@ -35,8 +35,14 @@ Levels = Tensor | tuple[Tensor, Tensor]  # (B,), one for both modalities, or (t_
 
 
 def both(t: Levels) -> tuple[Tensor, Tensor]:
-    """(t_v, t_a)."""
+    """(t_v, t_a); a weight that may be one or two in the same way."""
     return t if isinstance(t, tuple) else (t, t)
+
+
+def joint_and_conditional(t: Tensor, t_min: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """(t_v, t_a) to train at, from levels t (N,): t for both in half the cases, t and t_min in a quarter each."""
+    order = torch.randperm(len(t) + -len(t) % 4, generator=generator)[: len(t)].to(t.device)
+    return tuple(torch.where(order % 4 == clean, t_min, t) for clean in (0, 1))
 
 
 def residual_noise(logit: Tensor, vt: Tensor, at: Tensor, t: Levels, sde: VPSDE, **graph: bool) -> tuple:
@@ -61,11 +67,14 @@ def shuffled(x: Tensor, shift: int, group: int) -> Tensor:
 
 
 class Noisy(NamedTuple):
-    """Pairs at noise levels t (B,), and what the base models miss of their noise, eps - eps_base (None: not asked)."""
+    """Pairs at noise levels t, and what the base models miss of their noise, eps - eps_base (None: not asked).
+
+    A modality at t_min counts as clean: nothing is asked of its base model, and what it misses is written as 0.
+    """
 
     vt: Tensor
     at: Tensor
-    t: Tensor
+    t: Levels
     missing: tuple[Tensor, Tensor] | None
 
 
@@ -73,17 +82,23 @@ def perturb_pairs(
     video_model: FrozenModel,
     audio_model: FrozenModel,
     pairs: tuple[Tensor, Tensor],
-    t: Tensor,
+    t: Levels,
     generator: torch.Generator | None = None,
     ask_base: bool = True,
 ) -> Noisy:
     """Clean pairs (video (B, ...), audio (B, ...)) at noise levels t, with what the frozen base models say of them."""
+    sde = video_model.sde
     eps = [mirrored_noise(x, generator) for x in pairs]
-    vt, at = (video_model.sde.perturb(x, t, e) for x, e in zip(pairs, eps, strict=True))
+    noisy = [sde.perturb(x, level, e) for x, level, e in zip(pairs, both(t), eps, strict=True)]
     if not ask_base:
-        return Noisy(vt, at, t, None)
-    with torch.no_grad():
-        return Noisy(vt, at, t, (eps[0] - video_model(vt, t), eps[1] - audio_model(at, t)))
+        return Noisy(*noisy, t, None)
+    missing = tuple(torch.zeros_like(e) for e in eps)
+    for model, xt, level, e, out in zip((video_model, audio_model), noisy, both(t), eps, missing, strict=True):
+        asked = level > sde.t_min
+        if asked.any():
+            with torch.no_grad():
+                out[asked] = e[asked] - model(xt[asked], level[asked])
+    return Noisy(*noisy, t, missing)
 
 
 def discriminator_loss(
@@ -91,7 +106,7 @@ def discriminator_loss(
     sde: VPSDE,
     real: Noisy,
     bce_weight: float = 1.0,
-    noise_weight: float | Tensor = 1.0,
+    noise_weight: float | tuple[Tensor, Tensor] = 1.0,
     group: int = 2,
     fakes: str = "shuffled",
     generated: Noisy | None = None,
@@ -102,15 +117,14 @@ def discriminator_loss(
         shuffled    each noisy video with the noisy audio of each other clip of its group (`group` consecutive clips,
                     which must share their t), to train `pair`
         generated   pairs drawn independently from the base models, at the t of real, to train the whole logit
-    A noise_weight (B,), a function of t alone, weighs noise levels without moving the minimum. The noise losses are
-    sums over elements: a modality weighs what it has to explain.
+    A noise_weight (B,) a modality, a function of its t alone, weighs noise levels without moving the minimum. The noise
+    losses are sums over elements: a modality weighs what it has to explain.
 
     Parts, per sample (B,): bce, noise, noise_base (noise without the residual, what the base models reach alone) and
     correct (mean over real and fake pairs of the share told right).
     """
     t = real.t
-    noise_weight = torch.as_tensor(noise_weight, dtype=t.dtype, device=t.device)
-    with_noise = bool((noise_weight > 0).any())
+    with_noise = isinstance(noise_weight, tuple) or noise_weight > 0
     vt, at = (x.detach().requires_grad_(with_noise) for x in (real.vt, real.at))
 
     features = discriminator.encode(vt, at, t)
@@ -126,9 +140,13 @@ def discriminator_loss(
     loss = bce_weight * bce.mean()
     if with_noise:
         residual = residual_noise(pair + repair, vt, at, t, sde, create_graph=True)
+        errors = [
+            (r - x).square().flatten(1).sum(1) * (level > sde.t_min)
+            for r, x, level in zip(residual, real.missing, both(t), strict=True)
+        ]
         parts["noise_base"] = sum(x.square().flatten(1).sum(1) for x in real.missing)
-        parts["noise"] = sum((r - x).square().flatten(1).sum(1) for r, x in zip(residual, real.missing, strict=True))
-        loss = loss + (noise_weight * parts["noise"]).mean()
+        parts["noise"] = sum(errors)
+        loss = loss + sum((w * error).mean() for w, error in zip(both(noise_weight), errors, strict=True))
     return loss, {name: value.detach() for name, value in parts.items()}
 
 
@@ -186,7 +204,7 @@ class JointDiscriminator(nn.Module):
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.factor_v, self.factor_a = nn.Linear(width, width), nn.Linear(width, width)
         self.mix = nn.Linear(3 * width, width)
-        self.fusion_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in fusion)
+        self.fusion_blocks = nn.ModuleList(TemporalBlock(width, 2 * embedding, d) for d in fusion)
         self.pair_out, self.repair_v, self.repair_a = (
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(3)
         )
@@ -215,7 +233,7 @@ class JointDiscriminator(nn.Module):
 
     def pair(self, v: Tensor, a: Tensor, t: Levels) -> Tensor:
         """The pair term (B,) of two encoded modalities: mixed per time step first, pooled last."""
-        embedding = sum(self.time(level) for level in both(t)) / 2
+        embedding = torch.cat([self.time(level) for level in both(t)], dim=1)
         v = F.interpolate(v.transpose(1, 2), a.shape[1], mode="linear").transpose(1, 2)  # one time axis
         joint = self.mix(torch.cat([v, a, self.factor_v(v) * self.factor_a(a)], dim=2))  # (B, L/4, C)
         for block in self.fusion_blocks:

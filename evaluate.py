@@ -15,14 +15,12 @@ of the noise eps - eps_base that the base models leave.
 """
 
 import argparse
-import math
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,24 +28,31 @@ import checkpoint
 import figures
 import hits
 import media
+import sync
 from clips import open_world
 from data import Xylophone
-from discriminator import perturb_pairs, residual_noise
-from fidelity import RandomFeatures, frechet, statistics
+from fidelity import RandomFeatures, frechet, seam, statistics
 from files import run_main, save_json
 from guidance import SOLVERS, by_noise_level, draw, sample, unguided_eps
+from information import BATCH, MODALITIES, by_level, mutual_information
 
-LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 INFORMATION_LEVEL = 0.05  # the noise level at which mutual information is read off: the clips carry no grain this fine
-MODALITIES, BATCH = ("video", "audio"), 64
 REFERENCE = 1024  # clips, at least, that a system is compared with
+SYNC, HALVES = 1000, 256  # clips, at most, on which sync is judged, and to which a second half is made
 
 
-def generate(draw_clips: Callable[..., tuple], shapes: list, seed: int, n: int, name: str) -> tuple:
-    """n clips, video as a file holds it (8 bits a channel) and audio, and the seconds that one took."""
+def generate(
+    draw_clips: Callable[..., tuple], shapes: list, seed: int, n: int, name: str, given: dict[str, Tensor] | None = None
+) -> tuple:
+    """n clips, video as a file holds it (8 bits a channel) and audio, and the seconds that one took.
+
+    `given` may hold the given_video or the given_audio of all of them.
+    """
     start, parts, generator = time.time(), [], torch.Generator().manual_seed(seed)
     for first in tqdm(range(0, n, BATCH), desc=name):
-        clips = draw_clips(*((min(BATCH, n - first), *shape) for shape in shapes), generator=generator)
+        rows = slice(first, min(first + BATCH, n))
+        known = {key: value[rows] for key, value in (given or {}).items()}
+        clips = draw_clips(*((rows.stop - first, *shape) for shape in shapes), generator=generator, **known)
         parts.append([x.cpu() for x in clips])
     video, audio = (torch.cat(x) for x in zip(*parts, strict=True))
     return media.to_video(media.to_frames(video)), audio, (time.time() - start) / n
@@ -91,43 +96,16 @@ def physics(found: dict[str, dict], reference: tuple[Tensor, Tensor], world: Xyl
     return {name: statistics(x, other, training, world.fps) for name, x in found.items() if name != "shuffled"}
 
 
-def calibration_error(real: Tensor, fake: Tensor, bins: int = 10) -> float:
-    """Expected calibration error of D = sigmoid(logit): in each tenth of D, |mean D - share of real|, by its share."""
-    d, label = torch.sigmoid(torch.cat([real, fake])), torch.cat([torch.ones_like(real), torch.zeros_like(fake)])
-    gaps = torch.zeros(bins).to(d).index_add(0, (bins * d).long().clamp(max=bins - 1), d - label)
-    return (gaps.abs().sum() / len(d)).item()
-
-
-def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str) -> list[dict[str, float]]:
-    """Per noise level, on real pairs: accuracy, calibration, mean logits, and what the residual explains."""
-    video_model, audio_model, discriminator = models
-    rows, generator = [], torch.Generator().manual_seed(seed)
-    for level in tqdm(LEVELS, desc="noise levels"):
-        totals = {}
-        for pairs in zip(*(x.to(device).split(BATCH) for x in real), strict=True):
-            t = torch.full((len(pairs[0]),), level, device=device)
-            noisy = perturb_pairs(video_model, audio_model, pairs, t, generator)
-            vt, at = noisy.vt.requires_grad_(), noisy.at.requires_grad_()
-            v, a = discriminator.encode(vt, at, t)
-            pair = discriminator.pair(v, a, t)
-            residual = residual_noise(pair + discriminator.repair(v, a), vt, at, t, video_model.sde)
-            with torch.no_grad():
-                shuffled = discriminator.pair(v, a.roll(1, 0), t)
-            row = {"accuracy": ((pair > 0).float() + (shuffled <= 0).float()) / 2, "pair_real": pair}
-            row |= {"pair_shuffled": shuffled, "bce": F.softplus(-pair) + F.softplus(shuffled)}
-            for name, m, r in zip(MODALITIES, noisy.missing, residual, strict=True):
-                products = {"mm": m * m, "mr": m * r, "rr": r * r}
-                row |= {f"{name}_{key}": value.flatten(1).sum(1) for key, value in products.items()}
-            for key, value in row.items():
-                totals.setdefault(key, []).append(value.detach())
-        totals = {key: torch.cat(value) for key, value in totals.items()}
-        out = {"t": level, **{key: value.mean().item() for key, value in totals.items()}}
-        out["calibration_error"] = calibration_error(totals["pair_real"], totals["pair_shuffled"])
-        for name in MODALITIES:
-            mm, mr, rr = (out.pop(f"{name}_{key}") for key in ("mm", "mr", "rr"))
-            out |= {f"{name}_noise_base": mm, f"{name}_noise": mm - 2 * mr + rr}
-            out |= {f"{name}_explained": (2 * mr - rr) / mm, f"{name}_cosine": mr / math.sqrt(mm * rr + 1e-30)}
-        rows.append(out)
+def continuation(draws: dict, real: tuple[Tensor, Tensor], world: Xylophone, seed: int, device: str) -> dict[str, dict]:
+    """The first half of real clips kept, the second made by each system: how its hits agree, and what the cut shows."""
+    keep = tuple(mask.to(device) for mask in media.first_half(*real))
+    given = dict(zip(("given_video", "given_audio"), (x.to(device) for x in real), strict=True))
+    shapes, n, rows = [x.shape[1:] for x in real], len(real[0]), {}
+    clips = {name: (partial(f, keep=keep), shapes, seed, n, f"{name}, second half", given) for name, f in draws.items()}
+    for name, (video, audio, _) in {"real": (*real, None), **{k: generate(*x) for k, x in clips.items()}}.items():
+        half, cut, found = world.frames // 2, int(keep[1].sum()), (hits.see(video), hits.hear(audio))
+        rows[name] = hits.agreement(*([[h for h in clip if h[0] >= half / world.fps] for clip in x] for x in found))
+        rows[name] |= {"video_seam": seam(video, half, 2), "audio_seam": seam(audio, cut, 3)}
     return rows
 
 
@@ -141,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--joint", type=Path, metavar="RUN", help="a run of train.py joint, to compare with")
+    parser.add_argument("--score", type=Path, nargs="+", metavar="CLIP", help="only score the sync of media files")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -150,38 +129,48 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
 
     models = checkpoint.load_run(args.run, args.device)
+    if args.score:
+        return print_scores(sync.score_files(models[2], models[0].sde, args.score, args.device), args.out)
     named = dict(zip((*MODALITIES, "discriminator"), models, strict=True))
     world = open_world(args.data, named["discriminator"].size)
     real, reference = held_out(world, args.n, args.seed)
     solver = {"steps": args.steps, "solver": args.solver, "device": args.device}
-    draws = {
-        name: partial(sample, *models, weight=weight, **solver)
-        for name, weight in (("independent", 0.0), ("guided", by_noise_level(*args.weight)))
-    }
+    guided = partial(sample, *models, weight=by_noise_level(*args.weight), **solver)
+    draws = {"independent": partial(sample, *models, weight=0.0, **solver), "guided": guided}
+    draws |= {"audio_given_video": guided, "video_given_audio": guided}
+    given = [{f"given_{modality}": x.to(args.device)} for modality, x in zip(MODALITIES, real, strict=True)]
+    given = dict(zip(("audio_given_video", "video_given_audio"), given, strict=True))
     if args.joint:
         sde, named["joint"] = models[0].sde, checkpoint.load_network(args.joint / "model.pt", "joint", args.device)
         eps_model = unguided_eps(named["joint"], sde)
         draws["joint"] = lambda *shapes, generator: draw(eps_model, shapes, sde, generator=generator, **solver)
     clips = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
     for name, draw_clips in draws.items():
-        clips[name] = generate(draw_clips, [x.shape[1:] for x in real], args.seed, args.n, name)
+        shapes = [x.shape[1:] for x in real]
+        clips[name] = generate(draw_clips, shapes, args.seed, args.n, name, given.get(name))
 
     systems, found = compare(clips, reference, world if args.data == "xylophone" else None)
-    levels = by_level(models, real, args.seed, args.device)
+    halves, halved = {name: draws[name] for name in ("independent", "guided")}, tuple(x[:HALVES] for x in real)
+    information = mutual_information(models, real, INFORMATION_LEVEL, args.seed, args.device)
     report = {
         **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
         "systems": systems,
         "statistics": physics(found, reference, world) if found else {},
+        "continuation": continuation(halves, halved, world, args.seed, args.device) if found else {},
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in named.items()},
-        "mutual_information_nats": next(row["pair_real"] for row in levels if row["t"] == INFORMATION_LEVEL),
-        "levels": levels,
+        "sync": sync.judge(models[2], models[0].sde, *(x[:SYNC].to(args.device) for x in real)),
+        **dict(zip(("mutual_information_nats", "mutual_information_error"), information, strict=True)),
+        "levels": by_level(models, real, args.seed, args.device),
     }
     save_json(args.out / "report.json", report)
     for name in draws:
         video, audio, _ = clips[name]
         figures.save_sheet(args.out / f"{name}.png", video[:8], audio[:8], [f"{name} {k}" for k in range(8)])
+    shifts, scores = zip(*(row.values() for row in report["sync"]["curve"]), strict=True)
+    axes = {"xlabel": "sound delayed by, ms", "ylabel": "score, nats", "xscale": "linear"}
+    figures.save_lines(args.out / "sync.png", shifts, {"real clips": scores}, **axes)
     print_report(report)
-    print(f"report.json and {', '.join(f'{name}.png' for name in draws)} are in {args.out}")
+    print(f"report.json, sync.png and {', '.join(f'{name}.png' for name in draws)} are in {args.out}")
 
 
 def print_table(rows: dict[str, dict], columns: list[str]) -> None:
@@ -194,6 +183,7 @@ def print_report(report: dict) -> None:
     print_table(report["systems"], list(report["systems"]["real"]))
     if report["statistics"]:
         print_table(report["statistics"], list(report["statistics"]["real"]))
+        print_table(report["continuation"], list(report["continuation"]["real"]))
     columns = [
         "accuracy",
         "calibration_error",
@@ -202,8 +192,18 @@ def print_report(report: dict) -> None:
         *(f"{m}_{k}" for k in ("explained", "cosine") for m in MODALITIES),
     ]
     print_table({f"t = {row['t']}": row for row in report["levels"]}, columns)
-    nats = report["mutual_information_nats"]
-    print(f"parameters {report['parameters']}; mutual information {nats:.2f} nats at t = {INFORMATION_LEVEL}")
+    print("sync: " + ", ".join(f"{key} {value:.4g}" for key, value in report["sync"].items() if key != "curve"))
+    best = max(report["sync"]["curve"], key=lambda row: row["score"])
+    print(f"score against shift of the sound: best at {best['shift_ms']:g} ms, {best['score']:.1f} nats (sync.png)")
+    nats, error = (report[f"mutual_information_{key}"] for key in ("nats", "error"))
+    print(f"parameters {report['parameters']}; mutual information {nats:.2f} +- {error:.2f} nats")
+
+
+def print_scores(rows: list[dict], out: Path) -> None:
+    save_json(out / "report.json", {"scores": rows})
+    print(f"{'nats':>9}      error  above 0: the sound belongs to the picture; below: it does not")
+    for row in rows:
+        print(f"{row['nats']:9.2f} +- {row['error']:5.2f}    {row['clip']}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), means and covariances in the features of a random network
     histogram  total variation 1/2 sum |p - q| between the shares of clips with 0, 1, ... hits, or of hits on each bar
     gravity    g = -(h_{k+1} - 2 h_k + h_{k-1}) fps^2, from the ball's height in three frames of one flight
+    seam       how much more a clip changes across the cut where its given start ends
     nearest    RMS distance of a clip to the closest one drawn in training, or of its own set
 
 Used by evaluate.py, which shows the same of held-out real clips beside them: what chance alone leaves.
@@ -15,6 +16,15 @@ import data
 from hits import Hit, ball_height
 
 PART = 64  # clips that go through the random network at a time
+
+
+def seam(x: Tensor, cut: int, dim: int) -> float:
+    """RMS change of clips x across a cut along time, from step cut - 1 to cut, over that of the step before it.
+
+    1 where nothing shows; only the step before is certain to be real where the rest is made anew.
+    """
+    change = x.narrow(dim, cut - 2, 3).diff(dim=dim).square().transpose(0, dim).flatten(1).mean(1).sqrt()
+    return (change[1] / change[0]).item()
 
 
 class RandomFeatures(nn.Module):

@@ -61,14 +61,23 @@ def save_curves(path: Path, history: list[dict]) -> None:
     save_figure(path, figure)
 
 
-def save_lines(path: Path, x: Sequence, lines: dict[str, Sequence], xlabel: str, ylabel: str, yscale: str) -> None:
-    """A line for each name, over x on a logarithmic axis."""
+def save_lines(
+    path: Path,
+    x: Sequence,
+    lines: dict[str, Sequence],
+    xlabel: str,
+    ylabel: str,
+    xscale: str = "log",
+    yscale: str = "linear",
+) -> None:
+    """A line for each name, over x."""
     figure, axis = plt.subplots(figsize=(6, 4))
     for name, values in lines.items():
         axis.plot(x, values, "o-", label=name)
-    axis.set(xscale="log", yscale=yscale, xlabel=xlabel, ylabel=ylabel)
-    axis.set_xticks(x, [f"{value:g}" for value in x])
-    axis.minorticks_off()
+    axis.set(xscale=xscale, yscale=yscale, xlabel=xlabel, ylabel=ylabel)
+    if xscale == "log":
+        axis.set_xticks(x, [f"{value:g}" for value in x])
+        axis.minorticks_off()
     axis.legend()
     axis.grid(alpha=0.3)
     figure.tight_layout()

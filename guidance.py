@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from discriminator import residual_noise
+from discriminator import Levels, residual_noise
 from score import VPSDE, FrozenModel
 
 SOLVERS = {"ddim": (1, 0), "dpm++2m": (2, 0), "ddpm": (1, 1), "dpm++2m-sde": (2, 1)}  # (order, fresh noise: tau)
@@ -37,14 +37,19 @@ def by_noise_level(*weights: Weight) -> Callable[[float], Weight]:
 class JointEps:
     """(states (v_t, a_t), t (B,) all equal) -> (eps_v, eps_a): one base call a modality, one gradient of the logit.
 
-    `weight` is a number, a pair (video, audio), or a function of t that gives either. Where `given` holds a clean
-    modality instead of None, that modality is not generated and its base model is not called; the discriminator sees it
-    `given_at`
+    `weight` is a number, a pair (video, audio), or a function of t that gives either.
 
-        noised    t, the noise drawn anew at each call. v_t tells less than v_0, so this only approximates p(a | v): on
-                  the Gaussian pair of toy/ at 50 steps, E[y | x] is 0.63 of its exact value (dpm++2m: 0.43)
-        clean     t_min: the gradient of log q(a_t | v_0) (discriminator.py), exact where the discriminator was trained
-                  at such levels; those of train.py were not
+    Where `given` holds a clean modality instead of None, the mask `keep` (broadcast to it) is True where it is known;
+    there x0 is no estimate, eps = (x_t - alpha_t x0) / sigma_t, and each step of the solver noises it anew. A modality
+    known as a whole (its mask None) is not asked of its base model. Drawing a given v then takes the score of
+    q(a_t | v_0), which is grad_a log p_t(a_t) + grad_a L with v clean in L; the discriminator sees v `given_at`
+
+        clean     t_min: exact, as the joint is, for a discriminator trained at such pairs of levels (train.py's are)
+        noised    t, the noise drawn anew at each call: the score of q(a_t | v_t), and v_t tells less than v_0. These
+                  q are no marginals of one diffusion from q(a | v): what a_t misses at large t it does not catch up
+
+    On the Gaussian pair of toy/ `noised` moves y half the way to E[y | x] (the table of the README). A part that is
+    kept is seen by both networks at t, too, and pulls the rest with as little force.
     """
 
     def __init__(
@@ -54,28 +59,38 @@ class JointEps:
         discriminator: nn.Module | None,
         weight: Weight | Callable[[float], Weight] = 1.0,
         given: tuple[Tensor | None, Tensor | None] = (None, None),
-        given_at: str = "noised",
+        keep: tuple[Tensor | None, Tensor | None] = (None, None),
+        given_at: str = "clean",
         generator: torch.Generator | None = None,
     ):
         if given_at not in ("clean", "noised"):
             raise ValueError(f"given_at must be clean or noised, not {given_at!r}")
         self.models, self.discriminator, self.sde = (video_model, audio_model), discriminator, video_model.sde
         self.weight = weight if callable(weight) else lambda t: weight
-        self.given, self.given_at, self.generator = given, given_at, generator
+        self.given, self.keep, self.given_at, self.generator = given, keep, given_at, generator
+        self.whole = [x is not None and mask is None for x, mask in zip(given, keep, strict=True)]
 
     def __call__(self, states: States, t: Tensor) -> States:
         levels = [t, t]
         for k, known in enumerate(self.given):
-            if known is not None:
+            if self.whole[k]:
                 levels[k] = t if self.given_at == "noised" else torch.full_like(t, self.sde.t_min)
                 noise = self.sde.prior(known.shape, self.generator, known.device, known.dtype)
                 states = (*states[:k], self.sde.perturb(known, levels[k], noise), *states[k + 1 :])
-        levels = t if all(known is None for known in self.given) else tuple(levels)
+        levels = tuple(levels) if any(self.whole) else t
         with torch.no_grad():
             base = [
-                model(x, t) if known is None else torch.zeros_like(x)
-                for model, x, known in zip(self.models, states, self.given, strict=True)
+                torch.zeros_like(x) if whole else model(x, t)
+                for model, x, whole in zip(self.models, states, self.whole, strict=True)
             ]
+        eps = self.guided(states, base, t, levels)
+        return tuple(
+            e if mask is None else torch.where(mask, self.sde.x0_to_eps(x, known, t), e)
+            for x, e, known, mask in zip(states, eps, self.given, self.keep, strict=True)
+        )
+
+    def guided(self, states: States, base: list[Tensor], t: Tensor, levels: Levels) -> States:
+        """eps_base + w r."""
         weight = self.weight(t[0].item())
         weights = weight if isinstance(weight, tuple) else (weight, weight)
         if self.discriminator is None or not any(weights):
@@ -175,10 +190,11 @@ def sample(
     generator: torch.Generator | None = None,
     given_video: Tensor | None = None,
     given_audio: Tensor | None = None,
-    given_at: str = "noised",
+    keep: tuple[Tensor | None, Tensor | None] = (None, None),
+    given_at: str = "clean",
     device: str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Draw (video, audio) of the given shapes (B, ...); a given modality is returned as it came.
+    """Draw (video, audio) of the given shapes (B, ...); what is given, as far as `keep` goes, is returned as it came.
 
     Fresh noise in each step forgets the errors of a learned discriminator, and the second order takes few steps well:
     on the Gaussian pair of toy/, at 25 steps, the covariance is off by 0.035 where ddpm's is off by 0.20.
@@ -186,6 +202,9 @@ def sample(
     """
     sde = video_model.sde
     given = (given_video, given_audio)
-    eps_model = JointEps(video_model, audio_model, discriminator, weight, given, given_at, generator)
+    eps_model = JointEps(video_model, audio_model, discriminator, weight, given, keep, given_at, generator)
     states = draw(eps_model, (video_shape, audio_shape), sde, steps, solver, generator, device)
-    return tuple(x if known is None else known for x, known in zip(states, given, strict=True))
+    return tuple(
+        x if known is None else known if mask is None else torch.where(mask, known, x)
+        for x, known, mask in zip(states, given, keep, strict=True)
+    )

@@ -81,6 +81,16 @@ def griffin_lim(spectrogram: Tensor, iterations: int = 48) -> Tensor:
     return wave / wave.abs().amax(dim=-1, keepdim=True).clamp(min=1)
 
 
+def first_half(video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks, broadcast to video (B, 3, T, H, W) and audio (B, 1, n_mels, L), of what is known halfway through a clip.
+
+    A column's window reaches N_FFT / 2 samples ahead: those that would show sound from beyond the half are left out.
+    """
+    frames, columns = (torch.arange(n) < n / 2 for n in (video.shape[2], audio.shape[3]))
+    columns = columns & (torch.arange(len(columns)) * HOP + N_FFT / 2 <= len(columns) * HOP / 2)
+    return frames[:, None, None], columns
+
+
 def to_video(frames: Tensor) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in [-1, 1]."""
     return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1

@@ -2,7 +2,8 @@
 
     base, joint     E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2, of one modality or of both
     discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first steps of a run: it is cheap
-                    and finds the pairing; then with the noise loss, which makes the gradient right
+                    and finds the pairing; then with the noise loss, which makes the gradient right. Half the pairs have
+                    equal noise levels, for the joint score; half have one side clean, for the conditional ones
 
 Batch k is a function of the seed and of k alone, so that a resumed run sees the batches of an undisturbed one; threads
 of their own make the next ones (rendering, noise, both base models for the discriminator) while one is in use.
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from discriminator import discriminator_loss, perturb_pairs
+from discriminator import both, discriminator_loss, joint_and_conditional, perturb_pairs
 from guidance import sample
 from score import VPSDE
 
@@ -98,7 +99,9 @@ def make_objective(
     def discriminator_batch(k: int) -> tuple:
         generator = randomness(k)
         real = [x.to(device) for x in world.batch(args.batch, generator)]
-        t = logit_normal(stratified(args.batch // GROUP, generator), sde).repeat_interleave(GROUP).to(device)
+        t = logit_normal(stratified(args.batch // GROUP, generator), sde)
+        levels = joint_and_conditional(t, sde.t_min, generator)
+        t = tuple(level.repeat_interleave(GROUP).to(device) for level in levels)
         with mixed_precision(device, inference=True):
             noisy = perturb_pairs(*bases, real, t, generator, ask_base=args.noise_weight > 0 and k >= args.warmup)
         if args.fakes == "shuffled":
@@ -110,11 +113,13 @@ def make_objective(
     def discriminator_step(batch: tuple) -> tuple:
         real, generated = batch
         # sigma^2: at small t base models err in every pixel, which says nothing of the pairing and would drown the rest
-        noise_weight = args.noise_weight * sde.marginal(real.t)[1] ** 2 if real.missing else 0.0
+        levels, noise_weight = both(real.t), 0.0
+        if real.missing:
+            noise_weight = tuple(args.noise_weight * sde.marginal(t)[1] ** 2 for t in levels)
         loss, parts = discriminator_loss(
             network, sde, real, args.bce_weight, noise_weight, GROUP, args.fakes, generated
         )
-        return loss, parts, real.t
+        return loss, parts, torch.maximum(*levels)
 
     if args.model != "discriminator":
         predict = of_states(network, args.model)

@@ -4,6 +4,7 @@
     python sample.py --run runs/discriminator             from a discriminator of your own
     python sample.py --given clip.mp4 --keep video        new sound for a given picture
     python sample.py --given clip.mp4 --keep audio        new pictures for a given sound
+    python sample.py --given clip.mp4 --keep start        its first half, and another second half for both
 
 Writes mp4, wav and spectrograms, a page that plays them (index.html), contact.png and report.json.
 """
@@ -26,15 +27,21 @@ from guidance import SOLVERS, by_noise_level, sample, time_grid
 from page import save_page
 
 
-def given_clip(path: Path, n: int, world: Xylophone) -> tuple[Tensor, Tensor]:
-    """The first seconds of a media file, n times: video (n, 3, T, H, W) and audio (n, 1, n_mels, L)."""
+def given_clip(path: Path, n: int, world: Xylophone, share: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The first seconds of a media file, n times: video (n, 3, T, H, W) and audio (n, 1, n_mels, L).
+
+    Only the first `share` of them must be there; what is missing of the rest is still and silent.
+    """
     try:
         frames, waveform = media.read_clip(path, world.fps, world.size, seconds=world.seconds + 1)
-        if len(frames) < world.frames or len(waveform) < world.samples:
-            raise ValueError(f"it is shorter than {world.seconds:g} s")
+        frames, waveform = frames[: world.frames], waveform[: world.samples]
+        if len(frames) < share * world.frames or len(waveform) < share * world.samples:
+            raise ValueError(f"it is shorter than {share * world.seconds:g} s")
     except ValueError as error:
         raise ValueError(f"--given {path}: {error}") from error
-    video, audio = media.to_video(frames[None, : world.frames]), media.log_mel(waveform[None, : world.samples])
+    frames = torch.cat([frames, frames[-1:].expand(world.frames - len(frames), *frames.shape[1:])])
+    waveform = torch.nn.functional.pad(waveform, (0, world.samples - len(waveform)))
+    video, audio = media.to_video(frames[None]), media.log_mel(waveform[None])
     return video.expand(n, *video.shape[1:]), audio.expand(n, *audio.shape[1:])
 
 
@@ -67,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--weight", type=float, nargs="+", default=[1.0], help="one, or for t > 0.6, t > 0.1 and the rest"
     )
-    parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, one modality of which is kept")
-    parser.add_argument("--keep", choices=("audio", "video"), help="the modality of --given to keep")
+    parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, part of which is kept")
+    parser.add_argument("--keep", choices=("audio", "video", "start"), help="what to keep of --given")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -77,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.n < 1 or args.steps < 1 or len(args.weight) > 3:
         parser.error("--n and --steps must be at least 1, and --weight one to three numbers")
     if bool(args.given) != bool(args.keep):
-        parser.error("--given CLIP and --keep audio|video go together")
+        parser.error("--given CLIP and --keep audio|video|start go together")
 
     start = time.time()
     video_model, audio_model, discriminator = checkpoint.load_run(args.run, args.device)
@@ -85,8 +92,12 @@ def main(argv: list[str] | None = None) -> None:
     shapes = [(args.n, *x.shape[1:]) for x in world.batch(1, torch.Generator())]
     given = {}
     if args.given:
-        video, audio = given_clip(args.given, args.n, world)
-        given = {f"given_{args.keep}": (video if args.keep == "video" else audio).to(args.device)}
+        clip = given_clip(args.given, args.n, world, 0.5 if args.keep == "start" else 1.0)
+        given = dict(zip(("given_video", "given_audio"), (x.to(args.device) for x in clip), strict=True))
+        if args.keep == "start":
+            given["keep"] = tuple(mask.to(args.device) for mask in media.first_half(*clip))
+        else:
+            given = {f"given_{args.keep}": given[f"given_{args.keep}"]}
     guided, clips, agreements, sheet = by_noise_level(*args.weight), {}, {}, []
     for system, weight in (("guided", guided), ("independent", 0.0)):
         print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
@@ -117,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
         "seconds": time.time() - start,
-        "network_calls": {"base": args.steps * (2 - bool(args.given)), "discriminator": asked},
+        "network_calls": {"base": args.steps * (1 if args.keep in ("audio", "video") else 2), "discriminator": asked},
         "alignment": found["guided"],
         "alignment_independent": found["independent"],
         "seed": args.seed,

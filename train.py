@@ -34,7 +34,7 @@ from objective import GROUP, ahead, make_objective, of_states
 from score import VPSDE, FrozenModel
 
 BUDGETS = {"video": 60.0, "audio": 45.0, "joint": 75.0, "discriminator": 19.5}  # minutes on 2 cores
-DEFAULTS = {"data": "xylophone", "size": 32, "batch": 32, "bce_weight": 1.0, "noise_weight": 2.0}
+DEFAULTS = {"data": "xylophone", "size": 32, "batch": 32, "bce_weight": 3.0, "noise_weight": 2.0}
 DEFAULTS |= {
     "warmup": 250,
     "fakes": "shuffled",
@@ -198,7 +198,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="RUN", help="go on with this run, its options holding where none is given")
     parser.add_argument("--batch", type=int, help="clips a step (default 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-2)")
-    parser.add_argument("--bce-weight", type=float, help="default 1")
+    parser.add_argument("--bce-weight", type=float, help="default 3")
     parser.add_argument("--noise-weight", type=float, help="default 2")
     parser.add_argument("--warmup", type=int, help="first steps, on bce alone (default 250)")
     parser.add_argument("--fakes", choices=("shuffled", "generated"), help="default shuffled")

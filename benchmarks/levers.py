@@ -27,9 +27,10 @@ import objective  # noqa: E402
 import train  # noqa: E402
 from data import Xylophone  # noqa: E402
 from discriminator import JointDiscriminator  # noqa: E402
-from evaluate import by_level, compare, generate, held_out, print_table  # noqa: E402
+from evaluate import compare, generate, held_out, print_table  # noqa: E402
 from files import run_main, save_json  # noqa: E402
 from guidance import by_noise_level, sample  # noqa: E402
+from information import by_level  # noqa: E402
 from score import VPSDE  # noqa: E402
 
 WEIGHTS = ((1.0, 5.0), (1.5, 9.0))
@@ -56,10 +57,15 @@ def levels(sampling) -> contextlib.AbstractContextManager:
     return mock.patch.object(objective, "logit_normal", sampling)
 
 
+def equal_levels() -> contextlib.AbstractContextManager:
+    return mock.patch.object(objective, "joint_and_conditional", lambda t, t_min, generator: (t, t))
+
+
 ROWS = {  # options of train.py, and what else is another
     "as shipped": ([], contextlib.nullcontext),
-    "bce weight 0.3": (["--bce-weight", "0.3"], contextlib.nullcontext),
-    "bce weight 3": (["--bce-weight", "3"], contextlib.nullcontext),
+    "bce weight 1": (["--bce-weight", "1"], contextlib.nullcontext),
+    "bce weight 10": (["--bce-weight", "10"], contextlib.nullcontext),
+    "equal levels": ([], equal_levels),
     "generated fakes": (["--fakes", "generated"], contextlib.nullcontext),
     "uniform t": ([], partial(levels, uniform_t)),
     "uniform log-SNR": ([], partial(levels, uniform_log_snr)),

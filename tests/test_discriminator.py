@@ -7,6 +7,7 @@ from discriminator import (
     Conv1d,
     JointDiscriminator,
     discriminator_loss,
+    joint_and_conditional,
     mirrored_noise,
     perturb_pairs,
     residual_noise,
@@ -132,6 +133,54 @@ def test_noise_loss_at_the_optimum_is_the_closed_form_posterior_variance():
     r = alpha**2 * RHO
     assert parts["noise"].mean().item() == pytest.approx(2 - sigma**2 * 2 / (1 - r**2), abs=0.005)
     assert parts["noise_base"].mean().item() == pytest.approx(2 - 2 * sigma**2, abs=0.005)
+
+
+@pytest.mark.parametrize("clean", [0, 1])
+def test_noise_loss_with_one_side_clean_asks_only_of_the_other_and_is_the_conditional_posterior_variance(clean):
+    """Var(eps | y_t, x) = alpha^2 c / (alpha^2 c + sigma^2) with c = 1 - rho^2; without the residual, c = 1."""
+    generator, n, level = torch.Generator().manual_seed(0), 400_000, 0.3
+    pairs = TARGET.sample(n, generator).double().split(1, dim=1)
+    levels = [torch.full((n,), level, dtype=torch.float64)] * 2
+    levels[clean] = torch.full_like(levels[clean], SDE.t_min)
+    weights = [torch.full((n,), 2.0, dtype=torch.float64)] * 2
+    weights[clean] = torch.full_like(weights[clean], 1000.0)
+    real = perturb_pairs(*BASES, pairs, tuple(levels), generator)
+    loss, parts = discriminator_loss(ExactRatio(), SDE, real, 0.0, tuple(weights))
+    assert not real.missing[clean].any()
+    signal, noise = ((x**2).item() for x in SDE.marginal(torch.tensor([level])))
+    exact = signal * (1 - RHO**2) / (signal * (1 - RHO**2) + noise)
+    assert parts["noise"].mean().item() == pytest.approx(exact, abs=0.005)
+    assert parts["noise_base"].mean().item() == pytest.approx(signal, abs=0.005)
+    assert loss.item() == pytest.approx(2 * parts["noise"].mean().item())
+
+
+def test_base_models_are_asked_only_where_there_is_noise(generator):
+    asked = []
+
+    class Records(nn.Module):
+        def forward(self, xt, t):
+            asked.append(t)
+            return xt
+
+    models = [FrozenModel(Records(), SDE) for _ in "va"]
+    pairs = torch.randn(4, 1, generator=generator), torch.randn(4, 1, generator=generator)
+    t = torch.tensor([SDE.t_min, 0.2, 0.3, SDE.t_min]), torch.full((4,), SDE.t_min)
+    noisy = perturb_pairs(*models, pairs, t, generator)
+    assert [x.tolist() for x in asked] == [t[0][1:3].tolist()]
+    assert (noisy.missing[0] != 0)[:, 0].tolist() == [False, True, True, False] and not noisy.missing[1].any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_half_the_levels_are_equal_and_a_quarter_has_each_side_clean(n, generator):
+    kinds = []
+    for _ in range(4000 // n):
+        t = 0.1 + torch.rand(n, generator=generator)
+        v, a = joint_and_conditional(t, SDE.t_min, generator)
+        assert torch.equal(torch.maximum(v, a), t)
+        kinds.append(torch.stack([v == a, v < a, v > a]).float())
+    assert_close(torch.cat(kinds, dim=1).mean(1), torch.tensor([0.5, 0.25, 0.25]), atol=0.02, rtol=0)
+    if n == 8:
+        assert_close(kinds[0].sum(1), torch.tensor([4.0, 2.0, 2.0]))
 
 
 def test_cross_entropy_of_an_ignorant_discriminator_is_two_ln_two(generator):

@@ -6,9 +6,9 @@ import torch
 
 import checkpoint
 import evaluate
+import information
 import media
 from data import Xylophone
-from discriminator import mirrored_noise
 from unet import JointUNet
 
 
@@ -28,14 +28,22 @@ def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys
         "audio_frechet",
         "seconds_per_clip",
     }
-    for name in ("real", "shuffled", "independent", "guided", "joint"):
+    conditional = ("audio_given_video", "video_given_audio")
+    for name in ("real", "shuffled", "independent", "guided", *conditional, "joint"):
         assert keys <= report["systems"][name].keys()
     assert report["systems"]["real"]["alignment"] == 1 and report["systems"]["shuffled"]["alignment"] == 0
     assert report["systems"]["real"]["hit_f1"] >= 0.98
+    assert set(report["continuation"]) == {"real", "independent", "guided"}
+    assert report["continuation"]["real"]["hit_f1"] > 0.9 and report["continuation"]["guided"]["video_seam"] > 0
     assert set(report["parameters"]) == {"video", "audio", "discriminator", "joint"}
-    assert set(report["statistics"]) == {"real", "independent", "guided", "joint"}
-    assert len(report["levels"]) == len(evaluate.LEVELS)
-    assert math.isfinite(report["mutual_information_nats"])
+    for name, given in zip(conditional, ("video", "audio"), strict=True):
+        row = report["systems"][name]
+        assert row[f"{given}_frechet"] == pytest.approx(report["systems"]["real"][f"{given}_frechet"], rel=0.01)
+    assert set(report["statistics"]) == {"real", "independent", "guided", *conditional, "joint"}
+    assert len(report["levels"]) == len(information.LEVELS)
+    assert {"auc_shuffled", "auc_shift_250ms", "retrieval_top1", "retrieval_top5"} <= report["sync"].keys()
+    assert math.isfinite(report["mutual_information_nats"]) and report["mutual_information_error"] > 0
+    assert (tmp_path / "sync.png").stat().st_size > 1000
     assert "guided" in capsys.readouterr().out
 
 
@@ -50,29 +58,16 @@ def test_a_folder_of_clips_is_judged_by_fidelity_alone(bases, tmp_path, monkeypa
     assert guided["alignment"] is None and guided["video_frechet"] > 0
 
 
-def test_what_the_residual_explains_is_all_for_the_missing_noise_itself(bases, generator, monkeypatch):
-    """Were r equal to eps - eps_base, it would explain everything, with cosine 1; r = 0 explains nothing."""
-    models = checkpoint.load_run(bases)
-    pair = Xylophone().batch(2, generator)
-    monkeypatch.setattr(evaluate, "LEVELS", (0.3,))
-    for scale, expected in ((0.0, 0.0), (1.0, 1.0)):
-
-        def missing(logit, vt, at, t, sde, scale=scale):
-            noise = torch.Generator().manual_seed(9)
-            eps = [mirrored_noise(x, noise) for x in (vt, at)]
-            return tuple(scale * (e - m(x, t)).detach() for e, m, x in zip(eps, models, (vt, at), strict=False))
-
-        monkeypatch.setattr(evaluate, "residual_noise", missing)
-        (row,) = evaluate.by_level(models, pair, seed=9, device="cpu")
-        for name in ("video", "audio"):
-            assert row[f"{name}_explained"] == pytest.approx(expected, abs=1e-5)
-            assert row[f"{name}_cosine"] == pytest.approx(expected, abs=1e-4)
-
-
-def test_a_log_ratio_is_calibrated_and_three_times_it_is_not(generator):
-    """Of x ~ N(1, 1) against N(-1, 1) the log-ratio is 2 x; D = sigmoid(6 x) is off by |D - sigmoid(2 x)|."""
-    real, fake = (torch.randn(200_000, generator=generator) + mean for mean in (1, -1))
-    x = torch.cat([real, fake])
-    assert evaluate.calibration_error(2 * real, 2 * fake) < 0.003
-    off = (torch.sigmoid(6 * x) - torch.sigmoid(2 * x)).abs().mean().item()
-    assert evaluate.calibration_error(6 * real, 6 * fake) == pytest.approx(off, abs=0.003)
+def test_scoring_files_tells_a_clip_in_sync_from_one_whose_sound_is_late(tmp_path, capsys):
+    frames, waveform, hits = Xylophone().render(8, torch.Generator().manual_seed(0))
+    k = next(k for k, clip in enumerate(hits) if len(clip) > 1)
+    late = torch.nn.functional.pad(waveform[k], (4000, 0))[:32_000]
+    for name, sound in (("right", waveform[k]), ("late", late)):
+        media.save_mp4(tmp_path / f"{name}.mp4", frames[k], sound, 8)
+    clips = [str(tmp_path / f"{name}.mp4") for name in ("right", "late")]
+    evaluate.main(["--score", *clips, "--out", str(tmp_path)])
+    right, late = json.loads((tmp_path / "report.json").read_text())["scores"]
+    assert right["nats"] - 3 * right["error"] > 0 > late["nats"] + 3 * late["error"]
+    assert "late.mp4" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="missing.mp4: it cannot be read"):
+        evaluate.main(["--score", str(tmp_path / "missing.mp4"), "--out", str(tmp_path)])

@@ -15,6 +15,13 @@ def test_frechet_distance_of_known_gaussians(generator):
     assert fidelity.frechet(x, x) == pytest.approx(0, abs=1e-8)
 
 
+def test_seam_is_the_jump_at_the_cut_over_the_change_before_it():
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0, 11.0]).expand(5, 2, 6)
+    assert fidelity.seam(x, 4, 2) == pytest.approx(7.0)
+    assert fidelity.seam(x, 3, 2) == pytest.approx(1.0)
+    assert fidelity.seam(x.transpose(1, 2), 4, 1) == pytest.approx(7.0)
+
+
 def test_frechet_of_correlated_gaussians_matches_the_matrix_square_root(generator):
     A, B = (torch.randn(4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     x, y = (torch.randn(50_000, 4, generator=generator, dtype=torch.float64) @ M for M in (A, B))

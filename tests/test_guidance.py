@@ -161,8 +161,8 @@ def test_weights_differ_where_a_clip_is_settled_and_where_only_fine_detail_is_le
 def test_a_given_modality_is_kept_and_pulls_the_other_towards_it():
     """y | x ~ N(0.8 x, 0.36); conditioning on x_t in place of x_0 goes about half the way, as JointEps says."""
     given = torch.full((20_000, 1), 1.5)
-    generator = torch.Generator().manual_seed(0)
-    x, y = sample(*BASES, ExactRatio(), given.shape, given.shape, 50, 1.0, "ddpm", generator, given_video=given)
+    given_at = {"given_video": given, "given_at": "noised", "generator": torch.Generator().manual_seed(0)}
+    x, y = sample(*BASES, ExactRatio(), given.shape, given.shape, 50, 1.0, "ddpm", **given_at)
     assert torch.equal(x, given)
     assert 0.5 * RHO * 1.5 < y.mean().item() < RHO * 1.5
     assert y.var().item() < 0.6
@@ -173,11 +173,34 @@ def test_a_modality_given_clean_yields_the_exact_conditional(keep):
     """y | x ~ N(0.8 x, 0.36), and the same of x | y."""
     given = torch.full((10_000, 1), 1.5, dtype=torch.float64)
     known = {("given_video", "given_audio")[keep]: given}
-    eps_model = {"steps": 100, "generator": torch.Generator().manual_seed(0), "given_at": "clean"}
+    eps_model = {"steps": 100, "generator": torch.Generator().manual_seed(0)}
     clips = sample(*BASES, ExactRatio(), given.shape, given.shape, solver="dpm++2m-sde", **eps_model, **known)
     assert torch.equal(clips[keep], given)
     assert clips[1 - keep].mean().item() == pytest.approx(RHO * 1.5, rel=0.02)
     assert clips[1 - keep].var().item() == pytest.approx(1 - RHO**2, rel=0.05)
+
+
+@pytest.mark.parametrize("solver", guidance.SOLVERS)
+def test_a_kept_part_is_noised_to_each_level_and_pulls_the_rest_towards_it(solver):
+    """The video is the correlated pair itself, of which x1 = 1.5 is kept: x2 | x1 ~ N(1.2, 0.36), approached."""
+    seen = []
+
+    class PairEps(nn.Module):
+        def forward(self, xt, t):
+            seen.append((t[0], xt[:, 0].mean(), xt[:, 0].std()))
+            return SDE.score_to_eps(TARGET.score(xt, t), t)
+
+    given = torch.tensor([[1.5, -7.0]]).expand(20_000, 2)
+    keep = {"given_video": given, "keep": (torch.tensor([True, False]), None)}
+    models = FrozenModel(PairEps(), SDE), BASES[1]
+    shapes, generator = ((20_000, 2), (20_000, 1)), torch.Generator().manual_seed(0)
+    x, _ = sample(*models, None, *shapes, 50, 1.0, solver, generator, **keep)
+    assert torch.equal(x[:, 0], given[:, 0])
+    for t, mean, spread in seen:
+        alpha, sigma = SDE.marginal(t)
+        assert_close(mean, 1.5 * alpha, atol=0.03, rtol=0)
+        assert_close(spread, sigma, atol=0.03, rtol=0)
+    assert 0.4 * RHO * 1.5 < x[:, 1].mean().item() < RHO * 1.5 and x[:, 1].var().item() < 0.75
 
 
 def test_unknown_solver_is_refused():

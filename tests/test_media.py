@@ -100,3 +100,13 @@ def test_page_escapes_names_and_needs_no_network(tmp_path):
     text = (tmp_path / "index.html").read_text()
     assert "a&quot;&lt;b&gt;.mp4" in text and "T&lt;i&gt;" in text and "s &amp; t" in text
     assert "http" not in text and 'name="viewport"' in text
+
+
+def test_what_is_known_halfway_through_a_clip_says_nothing_of_what_comes(generator):
+    waveform = torch.randn(1, 32_000, generator=generator)
+    later = torch.cat([waveform[:, :16_000], torch.randn(1, 16_000, generator=generator)], dim=1)
+    audio, changed = media.log_mel(waveform), media.log_mel(later)
+    frames, columns = media.first_half(torch.zeros(1, 3, 16, 32, 32), audio)
+    assert frames.flatten().tolist() == [True] * 8 + [False] * 8
+    same = (audio == changed)[0, 0].all(0)
+    assert torch.equal(columns, same)

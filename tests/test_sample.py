@@ -77,6 +77,17 @@ def test_a_given_modality_comes_back_as_it_was(bases, clip, tmp_path, keep):
     assert (error < 4) == (keep == "video")
 
 
+@pytest.mark.parametrize("seconds", [1, 2])
+def test_the_start_of_a_clip_is_kept_and_the_rest_made_anew(bases, tmp_path, seconds):
+    """A clip of one second has all that is needed."""
+    frames, waveform, _ = Xylophone().render(1, torch.Generator().manual_seed(5))
+    media.save_mp4(tmp_path / "clip.mp4", frames[0][: 8 * seconds], waveform[0][: 16_000 * seconds], 8)
+    options = ["--n", "2", "--steps", "2", "--given", str(tmp_path / "clip.mp4"), "--keep", "start"]
+    sample.main([*options, "--run", str(bases), "--out", str(tmp_path)])
+    error = (frames[0].float() - media.read_clip(tmp_path / "guided_01.mp4", 8, 32)[0].float()).abs().mean((1, 2, 3))
+    assert error[:8].max() < 5 < error[8:].min()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,7 +8,7 @@ from discriminator import residual_noise
 from guidance import sample
 from score import VPSDE, FrozenModel
 from toy import run
-from toy.target import ExactEps, four_modes, gaussian, mutual_information
+from toy.target import ExactEps, conditional, four_modes, gaussian, mutual_information
 
 SDE = VPSDE()
 
@@ -40,6 +40,16 @@ def test_mutual_information_by_quadrature_agrees_with_the_closed_form():
     assert mutual_information(four_modes(SDE), None) < math.log(4)
 
 
+@pytest.mark.parametrize("target", [gaussian(-0.5, SDE), four_modes(SDE)], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize("x", [-1.4, 0.9])
+def test_conditional_moments_are_those_of_the_density_along_a_line(target, x):
+    y = torch.linspace(-6, 6, 24_001, dtype=torch.float64)
+    z = torch.stack([torch.full_like(y, x), y], dim=1)
+    weights = (target.log_density(z, torch.zeros_like(y))).softmax(0)
+    mean = (weights * y).sum().item()
+    assert conditional(target, x) == pytest.approx((mean, (weights * (y - mean) ** 2).sum().item()), rel=1e-5)
+
+
 def test_the_marginals_of_the_mixture_are_alike():
     marginals = [four_modes(SDE).marginal(i) for i in (0, 1)]
     assert_close(*(m.means.sort(0).values for m in marginals))
@@ -60,8 +70,8 @@ def test_kl_of_samples_against_their_own_density_is_nearly_zero(generator):
 def test_a_briefly_trained_discriminator_halves_the_score_error_and_the_additive_form_gains_nothing():
     target, bases = run.make_target("gaussian", 0.8)
     base = sum(run.score_errors(None, target, bases, n=2000))
-    both = sum(run.score_errors(run.train("both", "gaussian", 0.8, 0, steps=250), target, bases, n=2000))
-    additive = sum(run.score_errors(run.train("additive", "gaussian", 0.8, 0, steps=250), target, bases, n=2000))
+    both = sum(run.score_errors(run.train_system("both", "gaussian", 0.8, 0, steps=250), target, bases, n=2000))
+    additive = sum(run.score_errors(run.train_system("additive", "gaussian", 0.8, 0, steps=250), target, bases, n=2000))
     assert both < 0.5 * base
     assert additive > 0.97 * base
 

@@ -17,7 +17,7 @@ def draw_all(out: Path, target, bases: tuple, systems: dict, samples: dict, erro
     """scores.png, samples.png and errors.png in `out`."""
     score_fields(out / "scores.png", target, bases, systems["both"], joint_score)
     sample_clouds(out / "samples.png", target, samples)
-    figures.save_lines(out / "errors.png", levels, errors, "t", "relative error of the joint score", "log")
+    figures.save_lines(out / "errors.png", levels, errors, "t", "relative error of the joint score", yscale="log")
 
 
 def grid(n: int) -> torch.Tensor:

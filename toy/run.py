@@ -29,30 +29,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules i
 
 from tqdm import tqdm
 
-from discriminator import Levels, both, discriminator_loss, perturb_pairs
+from discriminator import Levels, both, discriminator_loss, joint_and_conditional, perturb_pairs
 from files import run_main, save_json
 from guidance import JointEps, sample
 from score import VPSDE, FrozenModel, TimeFeatures
 from toy import figures as toy_figures
-from toy.target import ExactEps, Mixture, four_modes, gaussian, mutual_information
+from toy.target import ExactEps, Mixture, conditional, four_modes, gaussian, mutual_information
 
 SYSTEMS = ("base", "bce", "noise", "both", "additive")
 LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 SAMPLES, SAMPLE_STEPS = 100_000, 40
+GIVEN = 1.5  # the x for which y is drawn
 TRAIN_STEPS, BATCH, LR, GROUP = 2250, 2048, 8e-3, 2
 
 
 class TinyDiscriminator(nn.Module):
-    """logit(x, y, t) for (B, 1) modalities; like JointDiscriminator, it fuses features by concatenation and product.
+    """logit(x, y, t) for (B, size) modalities; like JointDiscriminator, it fuses features by concatenation and product.
 
     With `additive` the two encoders meet only in a sum: the ablation g(x, t) + h(y, t).
     """
 
-    def __init__(self, additive: bool = False, width: int = 32, embedding: int = 32):
+    def __init__(self, additive: bool = False, size: int = 1, width: int = 32, embedding: int = 32):
         super().__init__()
         self.additive = additive
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
-        layers = (1, embedding, width)  # inputs of an encoder's three: of x, of time features, of their sum
+        layers = (size, embedding, width)  # inputs of an encoder's three: of x, of time features, of their sum
         self.encoders = nn.ModuleList(nn.ModuleList(nn.Linear(n, width) for n in layers) for _ in "xy")
         fused, heads = (width, 2) if additive else (3 * width, 1)
         self.heads = nn.ModuleList(
@@ -83,20 +84,34 @@ def make_target(name: str, rho: float) -> tuple[Mixture, tuple[FrozenModel, Froz
     return target, tuple(FrozenModel(ExactEps(target, axis), sde) for axis in (0, 1))
 
 
-def train(system: str, target_name: str, rho: float, seed: int, steps: int = TRAIN_STEPS) -> nn.Module:
-    """Train one discriminator with the loss of the audio-video model; returns its averaged weights, frozen."""
+def train_system(system: str, target_name: str, rho: float, seed: int, steps: int = TRAIN_STEPS) -> nn.Module:
+    """One of SYSTEMS' discriminators, trained."""
     torch.manual_seed(seed)
     target, bases = make_target(target_name, rho)
-    generator, t_min = torch.Generator().manual_seed(seed), bases[0].sde.t_min
     network = TinyDiscriminator(additive=system == "additive")
+    weights = float(system != "noise"), float(system != "bce")
+    return train(network, bases, lambda *args: target.sample(*args).split(1, dim=1), seed, *weights, steps=steps)
+
+
+def train(
+    network: nn.Module,
+    bases: tuple,
+    draw_pairs: Callable[[int, torch.Generator], tuple[Tensor, Tensor]],
+    seed: int,
+    bce_weight: float = 1.0,
+    noise_weight: float = 1.0,
+    steps: int = TRAIN_STEPS,
+) -> nn.Module:
+    """Train a discriminator with the loss of the audio-video model; returns its averaged weights, frozen."""
+    generator, t_min = torch.Generator().manual_seed(seed), bases[0].sde.t_min
     averaged = swa_utils.AveragedModel(network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.99))
     optimizer = torch.optim.Adam(network.parameters(), lr=LR, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    bce_weight, noise_weight = float(system != "noise"), float(system != "bce")
-    for _ in tqdm(range(steps), desc=f"training {system}, seed {seed}", leave=False, mininterval=1):
-        x, y = target.sample(BATCH // 2, generator).repeat(2, 1).split(1, dim=1)  # twice, for mirrored noise
-        u = torch.rand(BATCH // (2 * GROUP), generator=generator).repeat_interleave(GROUP).repeat(2)
-        t = t_min + (1 - t_min) * u**2
+    for _ in tqdm(range(steps), desc="training", leave=False, mininterval=1):
+        x, y = (z.repeat(2, 1) for z in draw_pairs(BATCH // 2, generator))  # twice, for mirrored noise
+        levels = t_min + (1 - t_min) * torch.rand(BATCH // (2 * GROUP), generator=generator) ** 2
+        levels = joint_and_conditional(levels, t_min, generator)
+        t = tuple(level.repeat_interleave(GROUP).repeat(2) for level in levels)
         noisy = perturb_pairs(*bases, (x, y), t, generator, ask_base=noise_weight > 0)
         loss, _ = discriminator_loss(network, bases[0].sde, noisy, bce_weight, noise_weight, GROUP)
         optimizer.zero_grad()
@@ -149,17 +164,26 @@ def draw(system: nn.Module | None, bases: tuple, seed: int, weight: float = 1.0,
     return torch.cat(sample(*bases, system, (n, 1), (n, 1), SAMPLE_STEPS, weight, "dpm++2m", generator), dim=1)
 
 
+def draw_given(system: nn.Module, bases: tuple, seed: int, given_at: str) -> Tensor:
+    """y (SAMPLES, 1) given x = GIVEN, in the two ways of JointEps."""
+    x, generator = torch.full((SAMPLES, 1), GIVEN), torch.Generator().manual_seed(40_000 + seed)
+    given = {"given_video": x, "given_at": given_at}
+    return sample(*bases, system, x.shape, x.shape, SAMPLE_STEPS, 1.0, "dpm++2m", generator, **given)[1]
+
+
 def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
     """One seed: train the systems, measure them, draw the figures where `out` is given."""
     start, mixture = time.time(), args.target == "mixture"
     target, bases = make_target(args.target, args.rho)
     # two systems at a time, one core each: tensors this small gain nothing from a second core
     with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        jobs = {name: pool.submit(train, name, args.target, args.rho, seed) for name in SYSTEMS[1:]}
+        jobs = {name: pool.submit(train_system, name, args.target, args.rho, seed) for name in SYSTEMS[1:]}
         systems = {"base": None} | {name: job.result() for name, job in jobs.items()}
         jobs = {name: pool.submit(draw, systems[name], bases, seed) for name in SYSTEMS}
         overshoot = pool.submit(draw, systems["both"], bases, seed, 2.0).result()
         samples = {name: job.result() for name, job in jobs.items()}
+        jobs = {at: pool.submit(draw_given, systems["both"], bases, seed, at) for at in ("clean", "noised")}
+        given = {at: job.result() for at, job in jobs.items()}
     errors = {name: score_errors(systems[name], target, bases) for name in SYSTEMS}
     kl = (lambda s: kl_histogram(s, target)) if mixture else (lambda s: kl_gaussian(s, target.covariances[0]))
     x, y = target.sample(SAMPLES, torch.Generator().manual_seed(30_000 + seed)).split(1, dim=1)
@@ -176,6 +200,9 @@ def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
     }
     for weight, s in ((0.0, samples["base"]), (1.0, samples["both"]), (2.0, overshoot)):
         report["weights"][str(weight)] = {"rho_hat": s.T.corrcoef()[0, 1].item(), "variance": s.var(0).mean().item()}
+    moments = {"exact": conditional(target, GIVEN)}
+    moments |= {at: (y.mean().item(), y.var().item()) for at, y in given.items()}
+    report["conditional"] = {at: dict(zip(("mean", "variance"), pair, strict=True)) for at, pair in moments.items()}
     report["seconds"] = time.time() - start
     if out:
         toy_figures.draw_all(out, target, bases, systems, samples, errors, LEVELS, joint_score)
@@ -217,6 +244,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name:10} " + "  ".join(cells[key][name] for key in ("score_error", "kl", "rho_hat")))
     for weight, row in cells["weights"].items():
         print(f"both, weight {weight}: rho_hat {row['rho_hat']}, variance {row['variance']}")
+    for at, row in cells["conditional"].items():
+        print(f"y given x = {GIVEN}, {at:6}: mean {row['mean']}, variance {row['variance']}")
     information = cells["mutual_information"]
     print(f"mutual information {information['estimate']} nats, exact {information['exact']}")
     print(f"{report['seconds']:.0f} s a seed; figures and report.json in {args.out}")

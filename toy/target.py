@@ -94,3 +94,14 @@ def mutual_information(target: Mixture, rho: float | None) -> float:
     zero = torch.zeros(len(z), dtype=torch.float64)
     log_q = target.log_density(z, zero)
     return (log_q.exp() * target.log_ratio(z, zero)).sum().item() * (axis[1] - axis[0]).item() ** 2
+
+
+def conditional(target: Mixture, x: float) -> tuple[float, float]:
+    """Mean and variance of y given x at t = 0: each Gaussian's own, mixed by p(k | x)."""
+    z, zero = torch.tensor([[x]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    weights = target.marginal(0)._components(z, zero)[0].softmax(1)[0]
+    S = target.covariances.double()
+    means = target.means[:, 1] + S[:, 0, 1] / S[:, 0, 0] * (x - target.means[:, 0])
+    variances = S[:, 1, 1] - S[:, 0, 1] ** 2 / S[:, 0, 0]
+    mean = (weights * means).sum()
+    return mean.item(), (weights * (variances + (means - mean) ** 2)).sum().item()
