@@ -36,7 +36,7 @@ from files import run_main, save_json
 from guidance import SOLVERS, by_noise_level, draw, sample, unguided_eps
 from information import BATCH, MODALITIES, by_level, mutual_information
 
-INFORMATION_LEVEL = 0.05  # the noise level at which mutual information is read off: the clips carry no grain this fine
+INFORMATION_LEVELS = (0.1, 0.8)  # the noise levels over which information is summed: training hardly looks beyond
 REFERENCE = 1024  # clips, at least, that a system is compared with
 SYNC, HALVES = 1000, 256  # clips, at most, on which sync is judged, and to which a second half is made
 
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
 
     systems, found = compare(clips, reference, world if args.data == "xylophone" else None)
     halves, halved = {name: draws[name] for name in ("independent", "guided")}, tuple(x[:HALVES] for x in real)
-    information = mutual_information(models, real, INFORMATION_LEVEL, args.seed, args.device)
+    information = mutual_information(models, real, INFORMATION_LEVELS, args.seed, args.device)
     report = {
         **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
         "systems": systems,

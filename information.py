@@ -69,22 +69,29 @@ def by_level(models: tuple, real: tuple[Tensor, Tensor], seed: int, device: str)
 
 
 def mutual_information(
-    models: tuple, real: tuple[Tensor, Tensor], lowest: float, seed: int, device: str = "cpu", draws: int = 4
+    models: tuple,
+    real: tuple[Tensor, Tensor],
+    levels: tuple[float, float],
+    seed: int,
+    device: str = "cpu",
+    draws: int = 4,
 ) -> tuple[float, float]:
-    """I_t at t = lowest, in nats, from the gradient of `pair` on real pairs, and its standard error over clips.
+    """I_t at t = levels[0], in nats, from the gradient of `pair` on real pairs, and its standard error over clips.
 
-    t is stratified in log t, where the integrand is nearly even; what the repairs explain counts as the base models'.
+    The integral ends at levels[1], above which I_t is to be next to nothing (left out, it makes the bound a little
+    lower). t is stratified in log t, where the integrand is nearly even; what the repairs explain counts as the base
+    models'.
     """
     video_model, audio_model, discriminator = models
     sde, generator, values = video_model.sde, torch.Generator().manual_seed(seed), []
-    span = -math.log(lowest)
+    span = math.log(levels[1] / levels[0])
     for pairs in tqdm(list(zip(*(x.split(BATCH) for x in real), strict=True)), "mutual information"):
         pairs = [x.to(device) for x in pairs]
         clips = torch.zeros(len(pairs[0])).to(pairs[0])
         for _ in range(draws):
             order = torch.randperm(len(clips), generator=generator)
             u = (order + torch.rand(len(clips), generator=generator)) / len(clips)
-            t = torch.exp(-span * u).to(clips)
+            t = (levels[1] * torch.exp(-span * u)).to(clips)
             noisy = perturb_pairs(video_model, audio_model, pairs, t, generator)
             vt, at = noisy.vt.requires_grad_(), noisy.at.requires_grad_()
             features = discriminator.encode(vt, at, t)

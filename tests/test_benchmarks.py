@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 import checkpoint
 import evaluate
+import information
 import train
 from benchmarks import levers, speed, steps
 from score import VPSDE
@@ -36,7 +37,7 @@ def test_steps_reports_a_row_for_each_solver_and_number_of_steps(bases, tmp_path
 
 def test_levers_trains_another_network_judges_it_and_keeps_the_row(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "REFERENCE", 32)
-    monkeypatch.setattr(evaluate, "LEVELS", levers.SHOWN)
+    monkeypatch.setattr(information, "LEVELS", levers.SHOWN)
     monkeypatch.setattr(train, "preview", lambda *_: None)
     options = ["--rows", "width 48", "--steps", "1", "--n", "2", "--out", str(tmp_path)]
     levers.main(options)

@@ -59,7 +59,7 @@ def estimate(size: int, rho: float, seed: int, steps: int) -> dict[str, float]:
     pairs = draw_pairs(PAIRS, torch.Generator().manual_seed(30_000 + seed), size, rho)
     with torch.no_grad():
         logit = network(*pairs, torch.full((PAIRS,), sde.t_min))
-    gradient, error = mutual_information((base, base, network), pairs, sde.t_min, seed, draws=DRAWS)
+    gradient, error = mutual_information((base, base, network), pairs, (sde.t_min, 1.0), seed, draws=DRAWS)
     row = {
         "dimensions": size,
         "exact": size * target.mutual_information(target.gaussian(rho, sde), rho),
