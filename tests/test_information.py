@@ -8,6 +8,7 @@ import information
 from data import Xylophone
 from discriminator import mirrored_noise
 from score import VPSDE, FrozenModel
+from toy import information as toy_information
 from toy.target import ExactEps, gaussian
 
 SDE, RHO = VPSDE(), 0.8
@@ -73,3 +74,12 @@ def test_a_log_ratio_is_calibrated_and_three_times_it_is_not(generator):
     assert information.calibration_error(2 * real, 2 * fake) < 0.003
     off = (torch.sigmoid(6 * x) - torch.sigmoid(2 * x)).abs().mean().item()
     assert information.calibration_error(6 * real, 6 * fake) == pytest.approx(off, abs=0.003)
+
+
+def test_a_briefly_trained_discriminator_finds_most_of_the_information_of_a_gaussian_pair(monkeypatch):
+    """In two dimensions, I = -log(1 - rho^2)."""
+    monkeypatch.setattr(toy_information, "PAIRS", 2000)
+    row = toy_information.estimate(2, RHO, seed=0, steps=300)
+    assert row["exact"] == pytest.approx(-math.log(1 - RHO**2))
+    assert 0.85 * row["exact"] < row["gradient"] < row["exact"] + 3 * row["gradient_error"]
+    assert row["logit"] == pytest.approx(row["exact"], rel=0.15)
