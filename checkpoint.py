@@ -21,17 +21,28 @@ NETWORKS = {"video": VideoUNet, "audio": AudioUNet, "joint": JointUNet, "discrim
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
+def options_of(kind: str, world) -> dict:
+    """What a network of this kind is built with for the clips of a world (data.py, clips.py, latents.py)."""
+    if kind != "discriminator":
+        return {"size": world.size}
+    video_shape, audio_shape = world.shapes
+    return {"video_shape": video_shape, "audio_shape": audio_shape, "text": getattr(world, "text", (0, 0))}
+
+
 def save(path: Path, state: dict) -> None:
     with atomic(path) as temporary:
         torch.save(state, temporary)
 
 
-def load(path: Path, device: str = "cpu") -> dict:
-    """A dict of tensors and plain values; anything else in the file, code above all, is refused."""
+def load(path: Path, device: str = "cpu", mmap: bool = False) -> dict:
+    """A dict of tensors and plain values; anything else in the file, code above all, is refused.
+
+    With mmap its tensors stay on disk until they are read.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: make it with train.py, or name another run")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): train again or restore it") from error
@@ -64,6 +75,10 @@ def load_base(path: Path, kind: str, size: int, sde: VPSDE, device: str = "cpu")
 
 def load_run(run: Path, device: str = "cpu") -> tuple[FrozenModel, FrozenModel, nn.Module]:
     """The two frozen base models and the discriminator of a run folder."""
+    if models := load(run / "model.pt").get("models"):
+        raise ValueError(f"{run} is for {models['video']} and {models['audio']}: only sample.py --prompt knows them")
     sde, discriminator = VPSDE(), load_network(run / "model.pt", "discriminator", device).requires_grad_(False)
-    bases = (load_base(run / f"{kind}.pt", kind, discriminator.size, sde, device) for kind in ("video", "audio"))
+    bases = (
+        load_base(run / f"{kind}.pt", kind, discriminator.video_shape[-1], sde, device) for kind in ("video", "audio")
+    )
     return *bases, discriminator

@@ -26,6 +26,15 @@ from files import atomic
 SUFFIXES = {".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg"}
 
 
+def find_clips(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: --data takes a folder of clips, or xylophone")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not paths:
+        raise ValueError(f"{folder} holds no clips ({', '.join(sorted(SUFFIXES))})")
+    return paths
+
+
 class ClipFolder:
     """Windows as long as a clip of Xylophone(size) from every usable clip under `folder`."""
 
@@ -33,11 +42,8 @@ class ClipFolder:
         self.size, self.frames, self.fps = size, size // 2, 8
         self.seconds = self.frames / self.fps
         self.samples = int(self.seconds * media.SAMPLE_RATE)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder: --data takes a folder of clips, or xylophone")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not paths:
-            raise ValueError(f"{folder} holds no clips ({', '.join(sorted(SUFFIXES))})")
+        self.shapes = (3, self.frames, size, size), (1, media.N_MELS, self.samples // media.HOP)
+        paths = find_clips(folder)
         self.cache = folder / ".mmdisco-cache"
         with ThreadPoolExecutor(workers) as pool:
             results = pool.map(self._load, paths)

@@ -35,6 +35,7 @@ class Xylophone:
         self.size, self.frames, self.fps = size, size // 2, 8
         self.seconds = self.frames / self.fps
         self.samples = int(self.seconds * media.SAMPLE_RATE)
+        self.shapes = (3, self.frames, size, size), (1, media.N_MELS, self.samples // media.HOP)
         self.notes = self._notes()
 
     def batch(self, n: int, generator: torch.Generator, only: str = "both") -> tuple[Tensor | None, Tensor | None]:

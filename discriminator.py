@@ -23,82 +23,20 @@ score; where one of them is t_min, that modality is as good as clean and L gives
 Used by guidance.py (the gradient), train.py (the loss) and, with networks of its own, toy/run.py.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score import VPSDE, FrozenModel, TimeFeatures
+from pairs import Levels, Noisy, both, shuffled
+from score import VPSDE, TimeFeatures
 
-Levels = Tensor | tuple[Tensor, Tensor]  # (B,), one for both modalities, or (t_v, t_a)
-
-
-def both(t: Levels) -> tuple[Tensor, Tensor]:
-    """(t_v, t_a); a weight that may be one or two in the same way."""
-    return t if isinstance(t, tuple) else (t, t)
-
-
-def joint_and_conditional(t: Tensor, t_min: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """(t_v, t_a) to train at, from levels t (N,): t for both in half the cases, t and t_min in a quarter each."""
-    order = torch.randperm(len(t) + -len(t) % 4, generator=generator)[: len(t)].to(t.device)
-    return tuple(torch.where(order % 4 == clean, t_min, t) for clean in (0, 1))
+BANDS = 64  # of a waveform's learned filterbank
 
 
 def residual_noise(logit: Tensor, vt: Tensor, at: Tensor, t: Levels, sde: VPSDE, **graph: bool) -> tuple:
     """r = -sigma_t grad L for both modalities, logits (B,) being of vt and at; graph as of torch.autograd.grad."""
     gradients = torch.autograd.grad(logit.sum(), (vt, at), **graph)
     return tuple(sde.score_to_eps(gradient, level) for gradient, level in zip(gradients, both(t), strict=True))
-
-
-def mirrored_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal eps for x (B, ...), of which the second half of the batch is minus the first.
-
-    Where the two halves hold the same clips at the same t, what the noise loss cannot explain, 2 r . eps, cancels
-    between them to first order at small t, and its gradient has far less variance.
-    """
-    half = torch.randn((len(x) + 1) // 2, *x.shape[1:], generator=generator, dtype=x.dtype)
-    return torch.cat([half, -half])[: len(x)].to(x.device)
-
-
-def shuffled(x: Tensor, shift: int, group: int) -> Tensor:
-    """x (B, ...) with each clip replaced by the one `shift` places on, cyclically, within its `group` of clips."""
-    return x.unflatten(0, (-1, group)).roll(-shift, 1).flatten(0, 1)
-
-
-class Noisy(NamedTuple):
-    """Pairs at noise levels t, and what the base models miss of their noise, eps - eps_base (None: not asked).
-
-    A modality at t_min counts as clean: nothing is asked of its base model, and what it misses is written as 0.
-    """
-
-    vt: Tensor
-    at: Tensor
-    t: Levels
-    missing: tuple[Tensor, Tensor] | None
-
-
-def perturb_pairs(
-    video_model: FrozenModel,
-    audio_model: FrozenModel,
-    pairs: tuple[Tensor, Tensor],
-    t: Levels,
-    generator: torch.Generator | None = None,
-    ask_base: bool = True,
-) -> Noisy:
-    """Clean pairs (video (B, ...), audio (B, ...)) at noise levels t, with what the frozen base models say of them."""
-    sde = video_model.sde
-    eps = [mirrored_noise(x, generator) for x in pairs]
-    noisy = [sde.perturb(x, level, e) for x, level, e in zip(pairs, both(t), eps, strict=True)]
-    if not ask_base:
-        return Noisy(*noisy, t, None)
-    missing = tuple(torch.zeros_like(e) for e in eps)
-    for model, xt, level, e, out in zip((video_model, audio_model), noisy, both(t), eps, missing, strict=True):
-        asked = level > sde.t_min
-        if asked.any():
-            with torch.no_grad():
-                out[asked] = e[asked] - model(xt[asked], level[asked])
-    return Noisy(*noisy, t, missing)
 
 
 def discriminator_loss(
@@ -127,10 +65,10 @@ def discriminator_loss(
     with_noise = isinstance(noise_weight, tuple) or noise_weight > 0
     vt, at = (x.detach().requires_grad_(with_noise) for x in (real.vt, real.at))
 
-    features = discriminator.encode(vt, at, t)
+    features = discriminator.encode(vt, at, t, *real.text)
     pair, repair = discriminator.pair(*features, t), discriminator.repair(*features)
     if fakes == "generated":
-        real_logit, fake_logits = pair + repair, discriminator(generated.vt, generated.at, t)[None]
+        real_logit, fake_logits = pair + repair, discriminator(generated.vt, generated.at, t, *real.text)[None]
     else:
         others = (shuffled(features[1], k, group) for k in range(1, group))
         real_logit, fake_logits = pair, torch.stack([discriminator.pair(features[0], a, t) for a in others])
@@ -180,7 +118,11 @@ class TemporalBlock(nn.Module):
 
 
 class JointDiscriminator(nn.Module):
-    """discriminator(video (B, 3, T, H, W), audio (B, 1, n_mels, L), t) -> logit (B,); t (B,), or (t_v, t_a).
+    """discriminator(video (B, C, T, H, W), audio, t) -> logit (B,); t (B,), or (t_v, t_a).
+
+    Pixels or latents of any number of channels; audio is a spectrogram (B, C, M, L), or a waveform (B, C, samples),
+    which first becomes one: a learned bank of BANDS pairs of filters, and the energy of each pair. `text` is the length
+    of a prompt's embedding per modality, 0 for none; a network with it takes text_v and text_a (B, n) after t.
 
     Both modalities become feature sequences on one time axis, are mixed per time step by concatenation and product
     before any pooling, and only then pooled: dL/dv depends on a. SiLU throughout, for the second derivative.
@@ -188,18 +130,32 @@ class JointDiscriminator(nn.Module):
 
     def __init__(
         self,
-        size: int = 32,
-        n_mels: int = 64,
+        video_shape: tuple = (3, 16, 32, 32),
+        audio_shape: tuple = (1, 64, 128),
+        text: tuple[int, int] = (0, 0),
         width: int = 96,
         embedding: int = 32,
         filters: int = 16,
         fusion: tuple = (1, 2, 4),
     ):
         super().__init__()
-        self.size = size
+        channels, frames, height, width_px = video_shape
+        if min(height, width_px) < 2 or len(audio_shape) not in (2, 3):
+            raise ValueError(f"no discriminator for video of shape {video_shape} and audio of shape {audio_shape}")
+        self.video_shape, self.audio_shape = tuple(video_shape), tuple(audio_shape)
         self.time = nn.Sequential(TimeFeatures(embedding), nn.SiLU())
-        self.video_in, self.video_frame = nn.Linear(3 * 8 * 8, filters), nn.Linear(filters * (size // 4) ** 2, width)
-        self.audio_in, self.audio_step = nn.Linear(8 * 8, filters), nn.Linear(filters * (n_mels // 2), width)
+        self.text = nn.ModuleList(nn.Linear(n, embedding) if n else None for n in text)
+        if len(audio_shape) == 2:  # a waveform: eight columns to a video frame
+            self.hop = max(1, audio_shape[1] // (8 * frames))
+            self.filterbank = nn.Linear(audio_shape[0] * 2 * self.hop, 2 * BANDS)
+            audio_shape = (1, BANDS, (audio_shape[1] - 2 * self.hop) // self.hop + 1)
+        self.stride = max(1, min(4, min(height, width_px) // 4))  # in space, of windows of twice that
+        self.time_stride = max(1, min(4, audio_shape[2] // (2 * frames)))  # two steps to a video frame
+        rows, columns = ((n + 2 * (self.stride // 2)) // self.stride - 1 for n in (height, width_px))
+        self.video_in = nn.Linear(channels * (2 * self.stride) ** 2, filters)
+        self.video_frame = nn.Linear(filters * rows * columns, width)
+        self.audio_in = nn.Linear(audio_shape[0] * 8 * 2 * self.time_stride, filters)
+        self.audio_step = nn.Linear(filters * (audio_shape[1] // 2), width)
         self.video_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2))
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.factor_v, self.factor_a = nn.Linear(width, width), nn.Linear(width, width)
@@ -209,18 +165,32 @@ class JointDiscriminator(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(3)
         )
 
-    def encode(self, video: Tensor, audio: Tensor, t: Levels) -> tuple[Tensor, Tensor]:
-        """Each modality alone: features in time of video (B, T, C) and audio (B, L/4, C).
+    def encode(self, video: Tensor, audio: Tensor, t: Levels, *text: Tensor) -> tuple[Tensor, Tensor]:
+        """Each modality alone: features in time of video (B, T, C) and audio (B, L / time_stride, C).
 
         From pixels to the features of a time step everything is linear, a matched filter: where the noise is far above
         the picture, a non-linearity would lose what only the sum of many pixels shows.
         """
-        time_v, time_a = map(self.time, both(t))
-        kernel_v, kernel_a = (x.weight.unflatten(1, (-1, 8, 8)) for x in (self.video_in, self.audio_in))
-        frames = F.conv2d(video.transpose(1, 2).flatten(0, 1), kernel_v, self.video_in.bias, stride=4, padding=2)
+        time_v, time_a = (self.time(level) for level in both(t))
+        if any(self.text):
+            if not text:
+                raise ValueError("this discriminator was trained with prompts: it needs their embeddings")
+            time_v, time_a = (
+                time + linear(told) if linear else time
+                for time, linear, told in zip((time_v, time_a), self.text, text, strict=True)
+            )
+        if audio.dim() == 3:
+            bank = self.filterbank.weight.unflatten(1, (audio.shape[1], -1))
+            waves = F.conv1d(audio, bank, self.filterbank.bias, stride=self.hop)
+            audio = torch.log1p(waves.unflatten(1, (BANDS, 2)).square().sum(2))[:, None]
+        space, step = self.stride, self.time_stride
+        kernel_v = self.video_in.weight.unflatten(1, (video.shape[1], 2 * space, 2 * space))
+        kernel_a = self.audio_in.weight.unflatten(1, (audio.shape[1], 8, 2 * step))
+        frames = video.transpose(1, 2).flatten(0, 1)
+        frames = F.conv2d(frames, kernel_v, self.video_in.bias, stride=space, padding=space // 2)
         v = self.video_frame(frames.flatten(1)).unflatten(0, (len(video), -1))
-        bands = F.conv2d(audio, kernel_a, self.audio_in.bias, stride=(2, 4), padding=(3, 2))  # (B, filters, M/2, L/4)
-        a = self.audio_step(bands.flatten(1, 2).transpose(1, 2))
+        bands = F.conv2d(audio, kernel_a, self.audio_in.bias, stride=(2, step), padding=(3, step // 2))
+        a = self.audio_step(bands.flatten(1, 2).transpose(1, 2))  # of (B, filters, M/2, L / time_stride)
         for block in self.video_blocks:
             v = block(v, time_v)
         for block in self.audio_blocks:
@@ -240,6 +210,6 @@ class JointDiscriminator(nn.Module):
             joint = block(joint, embedding)
         return self.pair_out(joint).sum((1, 2))
 
-    def forward(self, video: Tensor, audio: Tensor, t: Levels) -> Tensor:
-        v, a = self.encode(video, audio, t)
+    def forward(self, video: Tensor, audio: Tensor, t: Levels, *text: Tensor) -> Tensor:
+        v, a = self.encode(video, audio, t, *text)
         return self.pair(v, a, t) + self.repair(v, a)

@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.score:
         return print_scores(sync.score_files(models[2], models[0].sde, args.score, args.device), args.out)
     named = dict(zip((*MODALITIES, "discriminator"), models, strict=True))
-    world = open_world(args.data, named["discriminator"].size)
+    world = open_world(args.data, named["discriminator"].video_shape[-1])
     real, reference = held_out(world, args.n, args.seed)
     solver = {"steps": args.steps, "solver": args.solver, "device": args.device}
     guided = partial(sample, *models, weight=by_noise_level(*args.weight), **solver)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from discriminator import Levels, residual_noise
+from discriminator import residual_noise
+from pairs import Levels, both
 from score import VPSDE, FrozenModel
 
 SOLVERS = {"ddim": (1, 0), "dpm++2m": (2, 0), "ddpm": (1, 1), "dpm++2m-sde": (2, 1)}  # (order, fresh noise: tau)
@@ -37,7 +38,8 @@ def by_noise_level(*weights: Weight) -> Callable[[float], Weight]:
 class JointEps:
     """(states (v_t, a_t), t (B,) all equal) -> (eps_v, eps_a): one base call a modality, one gradient of the logit.
 
-    `weight` is a number, a pair (video, audio), or a function of t that gives either.
+    t may be (t_v, t_a), for models that are paired at two different noise levels. `weight` is a number, a pair
+    (video, audio), or a function of t (of t_v) that gives either.
 
     Where `given` holds a clean modality instead of None, the mask `keep` (broadcast to it) is True where it is known;
     there x0 is no estimate, eps = (x_t - alpha_t x0) / sigma_t, and each step of the solver noises it anew. A modality
@@ -70,28 +72,28 @@ class JointEps:
         self.given, self.keep, self.given_at, self.generator = given, keep, given_at, generator
         self.whole = [x is not None and mask is None for x, mask in zip(given, keep, strict=True)]
 
-    def __call__(self, states: States, t: Tensor) -> States:
-        levels = [t, t]
+    def __call__(self, states: States, t: Levels) -> States:
+        times, levels = both(t), list(both(t))
         for k, known in enumerate(self.given):
             if self.whole[k]:
-                levels[k] = t if self.given_at == "noised" else torch.full_like(t, self.sde.t_min)
+                if self.given_at == "clean":
+                    levels[k] = torch.full_like(times[k], self.sde.t_min)
                 noise = self.sde.prior(known.shape, self.generator, known.device, known.dtype)
                 states = (*states[:k], self.sde.perturb(known, levels[k], noise), *states[k + 1 :])
-        levels = tuple(levels) if any(self.whole) else t
         with torch.no_grad():
             base = [
-                torch.zeros_like(x) if whole else model(x, t)
-                for model, x, whole in zip(self.models, states, self.whole, strict=True)
+                torch.zeros_like(x) if whole else model(x, level)
+                for model, x, level, whole in zip(self.models, states, times, self.whole, strict=True)
             ]
-        eps = self.guided(states, base, t, levels)
+        eps = self.guided(states, base, times, tuple(levels) if any(self.whole) else t)
         return tuple(
-            e if mask is None else torch.where(mask, self.sde.x0_to_eps(x, known, t), e)
-            for x, e, known, mask in zip(states, eps, self.given, self.keep, strict=True)
+            e if mask is None else torch.where(mask, self.sde.x0_to_eps(x, known, level), e)
+            for x, e, known, mask, level in zip(states, eps, self.given, self.keep, times, strict=True)
         )
 
-    def guided(self, states: States, base: list[Tensor], t: Tensor, levels: Levels) -> States:
+    def guided(self, states: States, base: list[Tensor], times: tuple[Tensor, Tensor], levels: Levels) -> States:
         """eps_base + w r."""
-        weight = self.weight(t[0].item())
+        weight = self.weight(times[0][0].item())
         weights = weight if isinstance(weight, tuple) else (weight, weight)
         if self.discriminator is None or not any(weights):
             return tuple(base)
@@ -111,12 +113,13 @@ def time_grid(steps: int, sde: VPSDE) -> Tensor:
 
 
 def denoise(
-    eps_model: Callable[[States, Tensor], States],
+    eps_model: Callable[[States, Levels], States],
     states: States,
     sde: VPSDE,
     steps: int,
     solver: str = "dpm++2m-sde",
     generator: torch.Generator | None = None,
+    grid: Tensor | tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[States]:
     """Carry states from t = 1 to t_min, one call of eps_model a step; yields the states after each step.
 
@@ -128,43 +131,47 @@ def denoise(
     ddim (Song et al. 2021, 2010.02502, eq. 12): order 1, tau = 0      dpm++2m: order 2, tau = 0
     ddpm, the ancestral step (Ho et al. 2020, 2006.11239, eq. 6, 7): order 1, tau = 1      dpm++2m-sde: order 2, tau = 1
     Order 1 takes x0 = (x_t - sigma_t eps) / alpha_t, order 2 extrapolates it from the last step to the middle of this.
+
+    `grid` (steps + 1,) replaces `time_grid`; two of them give each of two states its own noise levels. A grid may end
+    at t = 0, where h is infinite and the step returns x0.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
     order, tau = SOLVERS[solver]
-    grid = time_grid(steps, sde)
-    alphas, sigmas = sde.marginal(grid)
-    lambdas = 0.5 * sde.log_snr(grid)
-    last_x0, last_h = None, None
+    grids = grid if isinstance(grid, tuple) else (time_grid(steps, sde) if grid is None else grid,) * len(states)
+    last = [None] * len(states)  # x0 and h of the step before
     for i in range(steps):
-        t = grid[i].to(states[0]).expand(len(states[0]))
-        alpha, sigma, alpha_s, sigma_s = alphas[i].item(), sigmas[i].item(), alphas[i + 1].item(), sigmas[i + 1].item()
-        h = (lambdas[i + 1] - lambdas[i]).item()
-        eps = eps_model(states, t)
-        x0 = [(x - sigma * e) / alpha for x, e in zip(states, eps, strict=True)]
-        k = h / (2 * last_h) if order == 2 and last_x0 else 0.0
-        ahead = [(1 + k) * x - k * last for x, last in zip(x0, last_x0, strict=True)] if k else x0
-        kept, drawn = sigma_s / sigma * math.exp(-tau * h), -alpha_s * math.expm1(-(1 + tau) * h)
-        states = tuple(kept * x + drawn * d for x, d in zip(states, ahead, strict=True))
-        if tau:
-            fresh = sigma_s * math.sqrt(-math.expm1(-2 * tau * h))
-            states = tuple(x + fresh * sde.prior(x.shape, generator, x.device, x.dtype) for x in states)
-        last_x0, last_h = x0, h
+        t = tuple(times[i].to(x).expand(len(x)) for x, times in zip(states, grids, strict=True))
+        eps, moved = eps_model(states, t if isinstance(grid, tuple) else t[0]), []
+        for k, (x, e, times) in enumerate(zip(states, eps, grids, strict=True)):
+            (alpha, alpha_s), (sigma, sigma_s) = (pair.tolist() for pair in sde.marginal(times[i : i + 2]))
+            start, end = (0.5 * sde.log_snr(times[i : i + 2])).tolist()
+            h, x0 = end - start, (x - sigma * e) / alpha
+            ratio = h / (2 * last[k][1]) if order == 2 and last[k] and math.isfinite(h) else 0.0
+            ahead = (1 + ratio) * x0 - ratio * last[k][0] if ratio else x0
+            x = sigma_s / sigma * math.exp(-tau * h) * x - alpha_s * math.expm1(-(1 + tau) * h) * ahead
+            if tau:
+                fresh = sigma_s * math.sqrt(-math.expm1(-2 * tau * h))
+                x = x + fresh * sde.prior(x.shape, generator, x.device, x.dtype)
+            last[k] = x0, h
+            moved.append(x)
+        states = tuple(moved)
         yield states
 
 
 def draw(
-    eps_model: Callable[[States, Tensor], States],
+    eps_model: Callable[[States, Levels], States],
     shapes: tuple,
     sde: VPSDE,
     steps: int = 25,
     solver: str = "dpm++2m-sde",
     generator: torch.Generator | None = None,
     device: str = "cpu",
+    grid: Tensor | tuple[Tensor, Tensor] | None = None,
 ) -> States:
     """One state of each shape (B, ...), carried from noise to t_min."""
     states = tuple(sde.prior(shape, generator, device) for shape in shapes)
-    *_, states = denoise(eps_model, states, sde, steps, solver, generator)
+    *_, states = denoise(eps_model, states, sde, steps, solver, generator, grid)
     return states
 
 
@@ -193,6 +200,7 @@ def sample(
     keep: tuple[Tensor | None, Tensor | None] = (None, None),
     given_at: str = "clean",
     device: str = "cpu",
+    grid: Tensor | tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw (video, audio) of the given shapes (B, ...); what is given, as far as `keep` goes, is returned as it came.
 
@@ -203,7 +211,7 @@ def sample(
     sde = video_model.sde
     given = (given_video, given_audio)
     eps_model = JointEps(video_model, audio_model, discriminator, weight, given, keep, given_at, generator)
-    states = draw(eps_model, (video_shape, audio_shape), sde, steps, solver, generator, device)
+    states = draw(eps_model, (video_shape, audio_shape), sde, steps, solver, generator, device, grid)
     return tuple(
         x if known is None else known if mask is None else torch.where(mask, known, x)
         for x, known, mask in zip(states, given, keep, strict=True)

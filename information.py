@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from discriminator import perturb_pairs, residual_noise
+from discriminator import residual_noise
+from pairs import perturb_pairs
 
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 MODALITIES, BATCH = ("video", "audio"), 64

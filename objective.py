@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from discriminator import both, discriminator_loss, joint_and_conditional, perturb_pairs
+from discriminator import discriminator_loss
 from guidance import sample
+from pairs import both, joint_and_conditional, perturb_pairs
 from score import VPSDE
 
 LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where the discriminator trains
@@ -98,12 +99,17 @@ def make_objective(
 
     def discriminator_batch(k: int) -> tuple:
         generator = randomness(k)
-        real = [x.to(device) for x in world.batch(args.batch, generator)]
+        *real, told = (
+            world.batch(args.batch, generator) if args.video_model else (*world.batch(args.batch, generator), {})
+        )
+        real = [x.to(device) for x in real]
         t = logit_normal(stratified(args.batch // GROUP, generator), sde)
+        t = world.levels(t) if args.video_model else t
         levels = joint_and_conditional(t, sde.t_min, generator)
         t = tuple(level.repeat_interleave(GROUP).to(device) for level in levels)
         with mixed_precision(device, inference=True):
-            noisy = perturb_pairs(*bases, real, t, generator, ask_base=args.noise_weight > 0 and k >= args.warmup)
+            ask_base = args.noise_weight > 0 and k >= args.warmup
+            noisy = perturb_pairs(*bases, real, t, generator, ask_base, **told)
         if args.fakes == "shuffled":
             return noisy, None
         rows = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)

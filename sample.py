@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
 
     start = time.time()
     video_model, audio_model, discriminator = checkpoint.load_run(args.run, args.device)
-    world = Xylophone(discriminator.size)
+    world = Xylophone(discriminator.video_shape[-1])
     shapes = [(args.n, *x.shape[1:]) for x in world.batch(1, torch.Generator())]
     given = {}
     if args.given:

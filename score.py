@@ -45,6 +45,11 @@ class VPSDE:
         log_alpha = self.log_alpha(t)
         return 2 * log_alpha - torch.log(-torch.expm1(2 * log_alpha))
 
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        """The t at which lambda_t = log_snr: -2 log alpha_t = log(1 + e^-lambda), a quadratic in t. Any real lambda."""
+        rate, integral = self.beta_max - self.beta_min, torch.nn.functional.softplus(-log_snr)
+        return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * rate * integral))
+
     def perturb(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t eps."""
         alpha, sigma = self.marginal(t)
@@ -90,6 +95,7 @@ class VPSDE:
 class FrozenModel(nn.Module):
     """Any denoising network as a frozen score model: model(xt (B, ...), t (B,)) -> eps (B, ...).
 
+    A network that takes a condition, such as a prompt's embedding, gets it after t: model(xt, t, *condition).
     Its parameters take no gradient and it stays in eval mode whatever its parent does, but its output is still
     differentiable in xt. `prediction` says what the network returns: "eps", "x0" or "v".
     """
@@ -105,8 +111,8 @@ class FrozenModel(nn.Module):
     def train(self, mode: bool = True) -> "FrozenModel":
         return super().train(False)  # a parent's .train() must not wake dropout in a frozen model
 
-    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
-        out = self.network(xt, t)
+    def forward(self, xt: Tensor, t: Tensor, *condition: Tensor) -> Tensor:
+        out = self.network(xt, t, *condition)
         if self.prediction == "x0":
             return self.sde.x0_to_eps(xt, out, t)
         if self.prediction == "v":

@@ -98,7 +98,7 @@ def judge(discriminator: nn.Module, sde: VPSDE, video: Tensor, audio: Tensor) ->
 
 def score_files(discriminator: nn.Module, sde: VPSDE, paths: list[Path], device: str) -> list[dict]:
     """Score and standard error of each media file, over all its windows as long as a clip, end to end."""
-    world, rows = Xylophone(discriminator.size), []
+    world, rows = Xylophone(discriminator.video_shape[-1]), []
     for path in paths:
         try:
             frames, waveform = media.read_clip(path, world.fps, world.size)

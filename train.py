@@ -4,6 +4,8 @@
     python train.py audio
     python train.py                               the discriminator, on the two shipped base models
     python train.py discriminator --data FOLDER   the same on a folder of your own clips
+    python train.py --video-model NAME --audio-model NAME --data FOLDER
+                                                  the same on two models of the diffusers library
     python train.py joint                         one model of both modalities, without guidance
     python train.py --resume runs/discriminator   go on where a run stopped (Ctrl-C saves)
 What a step minimises is in objective.py.
@@ -11,7 +13,6 @@ What a step minimises is in objective.py.
 
 import argparse
 import contextlib
-import math
 import shutil
 import signal
 import threading
@@ -26,16 +27,25 @@ from tqdm import tqdm
 import checkpoint
 import figures
 import log
+import pretrained
 from clips import open_world
 from files import run_main, save_json
 from guidance import draw, sample, unguided_eps
-from muon import Muon
+from latents import LatentFolder
+from muon import learning_rate, make_optimizers
 from objective import GROUP, ahead, make_objective, of_states
 from score import VPSDE, FrozenModel
 
 BUDGETS = {"video": 60.0, "audio": 45.0, "joint": 75.0, "discriminator": 19.5}  # minutes on 2 cores
-DEFAULTS = {"data": "xylophone", "size": 32, "batch": 32, "bce_weight": 3.0, "noise_weight": 2.0}
-DEFAULTS |= {
+DEFAULTS = {
+    "data": "xylophone",
+    "video_model": "",
+    "audio_model": "",
+    "pairing": "index",
+    "size": 32,
+    "batch": 32,
+    "bce_weight": 3.0,
+    "noise_weight": 2.0,
     "warmup": 250,
     "fakes": "shuffled",
     "lr": 1e-2,
@@ -63,25 +73,6 @@ def interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def learning_rate(step: int, progress: float) -> float:
-    """Share of the peak rate: a linear warm-up over 100 steps, then half a cosine down to 0 at progress 1."""
-    return min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def make_optimizers(network: nn.Module, kind: str, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for matrices and kernels; AdamW at a tenth of the rate for vectors and a UNet's first and last layer.
-
-    The audio model has AdamW alone: under Muon it errs less above t = 0.1 but more below, where the sound's detail is.
-    """
-    matrices, rest = [], []
-    for name, p in network.named_parameters():
-        end = "body.into." in name or "body.out." in name
-        is_matrix = p.ndim > 1 and name.endswith("weight") and not end and kind != "audio"
-        (matrices if is_matrix else rest).append(p)
-    adamw = torch.optim.AdamW(rest, lr=lr / 10, betas=(0.9, 0.99), weight_decay=0.01)
-    return [Muon(matrices, lr), adamw] if matrices else [adamw]
-
-
 def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: float = 0.999) -> None:
     decay = min(decay, (1 + step) / (10 + step))
     for name, value in network.state_dict().items():
@@ -90,7 +81,7 @@ def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: flo
 
 def preview(path: Path, args: argparse.Namespace, ema: dict, world, sde: VPSDE, bases: tuple) -> None:
     """A sheet of four samples from the EMA weights so far."""
-    network = checkpoint.NETWORKS[args.model](args.size).to(args.device).eval()
+    network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world)).to(args.device).eval()
     network.load_state_dict(ema)
     generator = torch.Generator().manual_seed(1)
     shapes = [(4, *x.shape[1:]) for x in world.batch(1, generator)]
@@ -104,10 +95,18 @@ def preview(path: Path, args: argparse.Namespace, ema: dict, world, sde: VPSDE, 
     figures.save_sheet(path, *clips)
 
 
+def open_models(args: argparse.Namespace) -> tuple[LatentFolder, tuple[FrozenModel, FrozenModel]]:
+    """The clips of --data as latents of two models of the diffusers library, and the models."""
+    sides = pretrained.open_sides(args.video_model, args.audio_model, args.size, args.device)
+    world = LatentFolder(Path(args.data), *sides, args.pairing, GROUP)
+    return world, world.models
+
+
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     sde, out = VPSDE(), args.out
-    network = checkpoint.NETWORKS[args.model](args.size).to(args.device)
+    world, bases = open_models(args) if args.video_model else (open_world(args.data, args.size), ())
+    network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world)).to(args.device)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
     optimizers = make_optimizers(network, args.model, args.lr)
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
@@ -118,13 +117,11 @@ def train(args: argparse.Namespace) -> None:
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         ema, run = state["ema"], state["run"]
-    bases = ()
-    if args.model == "discriminator":
+    if args.model == "discriminator" and not args.video_model:
         bases = tuple(
             checkpoint.load_base(args.bases / f"{kind}.pt", kind, args.size, sde, args.device)
             for kind in ("video", "audio")
         )
-    world = open_world(args.data, args.size)
     asked = bases
     if args.compile and bases:  # the discriminator itself cannot be: compiled code has no second derivative
         asked = tuple(FrozenModel(torch.compile(model.network), sde, model.prediction) for model in bases)
@@ -134,15 +131,20 @@ def train(args: argparse.Namespace) -> None:
 
     def save() -> None:
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        common = {"kind": args.model, "options": {"size": args.size}, "args": options, "step": run["step"]}
+        network_options = checkpoint.options_of(args.model, world)
+        common = {"kind": args.model, "options": network_options, "args": options, "step": run["step"]}
+        if args.video_model:
+            common["models"] = {name: options[f"{name}_model"] for name in ("video", "audio")}
+            common["models"] |= {"pairing": args.pairing, "size": args.size}
         checkpoint.save(out / "model.pt", {**common, "model": {name: value.half() for name, value in ema.items()}})
         state = {"model": network.state_dict(), "ema": ema, "run": run}
         checkpoint.save(out / "last.pt", {**common, **state, "optimizers": [o.state_dict() for o in optimizers]})
-        preview(out / "samples.png", args, ema, world, sde, bases)
+        if not args.video_model:
+            preview(out / "samples.png", args, ema, world, sde, bases)
         figures.save_curves(out / "loss.png", run["history"])
         save_json(out / "report.json", log.summary(run))
 
-    for kind in ("video", "audio") if bases else ():
+    for kind in ("video", "audio") if bases and not args.video_model else ():
         checkpoint.save(out / f"{kind}.pt", checkpoint.load(args.bases / f"{kind}.pt"))
     start, saved, window = time.time() - run["seconds"], time.time(), []
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
@@ -191,6 +193,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", nargs="?", choices=tuple(BUDGETS), default="discriminator")
     parser.add_argument("--data", help="xylophone (default), or a folder of clips")
     parser.add_argument("--size", type=int, help="pixels a side, half as many frames at 8 a second (default 32)")
+    parser.add_argument("--video-model", metavar="NAME", help="a diffusers video pipeline, a folder or a hub name")
+    parser.add_argument("--audio-model", metavar="NAME", help="an AudioLDM pipeline; the README has what fits")
+    parser.add_argument("--pairing", choices=("index", "log-snr"), help="of the two models' steps (default index)")
     parser.add_argument("--steps", type=int, help="train this many steps; repeats exactly on the same machine")
     parser.add_argument(
         "--minutes", type=float, help="or this long (default: 60 video, 45 audio, 75 joint, 19.5 discriminator)"
@@ -220,13 +225,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         args.model, args.out = stored["model"], Path(args.resume)
         if args.steps is None and args.minutes is None:
             args.steps = stored["steps"]
-    for name, value in (DEFAULTS | {"minutes": BUDGETS[args.model]}).items():
+    models = [getattr(args, f"{kind}_model") or stored.get(f"{kind}_model") for kind in ("video", "audio")]
+    defaults = DEFAULTS | {"minutes": BUDGETS[args.model]} | ({"size": 0} if any(models) else {})
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value if stored.get(name) is None else type(value)(stored[name]))
     args.out = args.out or Path("runs") / args.model
     if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         parser.error("--compile needs a C++ compiler: install g++, or train without")
-    if args.size < 32 or args.size % 16:
+    if any(models) and (not all(models) or args.model != "discriminator" or args.data == "xylophone"):
+        parser.error("--video-model and --audio-model go together, with --data FOLDER, and take a discriminator")
+    if any(models) and args.fakes == "generated":
+        parser.error("--fakes generated is for this project's own base models")
+    if not any(models) and (args.size < 32 or args.size % 16):
         parser.error("--size must be a multiple of 16 and at least 32")
     if args.batch < 1 or args.batch % GROUP or (args.steps is not None and args.steps < 1) or args.minutes <= 0:
         parser.error(f"--batch must be a multiple of {GROUP}, --steps at least 1 and --minutes above 0")

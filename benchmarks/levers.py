@@ -17,7 +17,6 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -42,11 +41,8 @@ def uniform_t(u: Tensor, sde: VPSDE) -> Tensor:
 
 
 def uniform_log_snr(u: Tensor, sde: VPSDE) -> Tensor:
-    """t of a log-SNR lambda uniform in its range: -2 log alpha_t = softplus(-lambda), a quadratic in t."""
     first, last = sde.log_snr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64))
-    rate, integral = sde.beta_max - sde.beta_min, F.softplus(-torch.lerp(first, last, u.double()))
-    t = (torch.sqrt(sde.beta_min**2 + 2 * rate * integral) - sde.beta_min) / rate
-    return t.float().clamp(sde.t_min, 1)
+    return sde.time_at(torch.lerp(first, last, u.double())).float().clamp(sde.t_min, 1)
 
 
 def network(**options) -> contextlib.AbstractContextManager:

@@ -21,12 +21,13 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from checkpoint import NETWORKS  # noqa: E402, the project's files lie one folder up
+from checkpoint import NETWORKS, options_of  # noqa: E402, the project's files lie one folder up
 from data import Xylophone  # noqa: E402
-from discriminator import discriminator_loss, perturb_pairs  # noqa: E402
+from discriminator import discriminator_loss  # noqa: E402
 from files import run_main, save_json  # noqa: E402
 from guidance import JointEps, unguided_eps  # noqa: E402
 from objective import GROUP, denoising_loss, mixed_precision, of_states  # noqa: E402
+from pairs import perturb_pairs  # noqa: E402
 from score import VPSDE, FrozenModel  # noqa: E402
 
 MATRIX_WORK = ("mm", "conv", "gemm", "linear", "cutlass", "wgmma")  # in the names of operations and of GPU kernels
@@ -36,7 +37,7 @@ def make_parts(size: int, batch: int, device: str) -> dict[str, Callable[[], Non
     """What is timed: each a function that does one step at noise level t = 0.5."""
     torch.manual_seed(0)
     sde, world, generator = VPSDE(), Xylophone(size), torch.Generator().manual_seed(0)
-    networks = {kind: network(size).to(device) for kind, network in NETWORKS.items()}
+    networks = {kind: network(**options_of(kind, world)).to(device) for kind, network in NETWORKS.items()}
     frozen = [FrozenModel(NETWORKS[kind](size).to(device), sde, "x0") for kind in ("video", "audio")]
     pair = tuple(x.to(device) for x in world.batch(batch, generator))
     t, eps = torch.full((batch,), 0.5, device=device), tuple(torch.randn_like(x) for x in pair)

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
 
     models = checkpoint.load_run(args.run, args.device)
-    world = Xylophone(models[2].size)
+    world = Xylophone(models[2].video_shape[-1])
     real, reference = held_out(world, args.n, args.seed)
     known = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
     weight, systems, lines = by_noise_level(*args.weight), {}, {}

@@ -3,16 +3,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from discriminator import (
-    Conv1d,
-    JointDiscriminator,
-    discriminator_loss,
-    joint_and_conditional,
-    mirrored_noise,
-    perturb_pairs,
-    residual_noise,
-    shuffled,
-)
+from discriminator import Conv1d, JointDiscriminator, discriminator_loss, residual_noise
+from pairs import joint_and_conditional, mirrored_noise, perturb_pairs, shuffled
 from score import VPSDE, FrozenModel
 from toy.run import TinyDiscriminator
 from toy.target import ExactEps, gaussian

@@ -6,7 +6,7 @@ import torch
 import checkpoint
 import information
 from data import Xylophone
-from discriminator import mirrored_noise
+from pairs import mirrored_noise
 from score import VPSDE, FrozenModel
 from toy import information as toy_information
 from toy.target import ExactEps, gaussian

@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules i
 
 from tqdm import tqdm
 
-from discriminator import Levels, both, discriminator_loss, joint_and_conditional, perturb_pairs
+from discriminator import discriminator_loss
 from files import run_main, save_json
 from guidance import JointEps, sample
+from pairs import Levels, both, joint_and_conditional, perturb_pairs
 from score import VPSDE, FrozenModel, TimeFeatures
 from toy import figures as toy_figures
 from toy.target import ExactEps, Mixture, conditional, four_modes, gaussian, mutual_information

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from discriminator import Levels, both
+from pairs import Levels, both
 from score import VPSDE
 
 
