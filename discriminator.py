@@ -23,6 +23,8 @@ score; where one of them is t_min, that modality is as good as clean and L gives
 Used by guidance.py (the gradient), train.py (the loss) and, with networks of its own, toy/run.py.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,6 +119,16 @@ class TemporalBlock(nn.Module):
         return x + self.out(F.silu(self.conv(F.silu(self.norm(x))) * (1 + scale) + shift))
 
 
+def wavelets(channels: int, length: int) -> nn.Linear:
+    """A bank (2 BANDS, channels * length) to start from: cosine and sine under a Hann window, pitches evenly spaced."""
+    pitches = torch.logspace(math.log10(2 / length), math.log10(0.45), BANDS)  # cycles per sample
+    angle = 2 * math.pi * pitches[:, None] * torch.arange(length)
+    pairs = torch.stack([angle.cos(), angle.sin()], dim=1).flatten(0, 1) * torch.hann_window(length)
+    bank = nn.Linear(channels * length, 2 * BANDS)
+    bank.weight = nn.Parameter((pairs * 4 / length).repeat(1, channels))
+    return bank
+
+
 class JointDiscriminator(nn.Module):
     """discriminator(video (B, C, T, H, W), audio, t) -> logit (B,); t (B,), or (t_v, t_a).
 
@@ -147,7 +159,7 @@ class JointDiscriminator(nn.Module):
         self.text = nn.ModuleList(nn.Linear(n, embedding) if n else None for n in text)
         if len(audio_shape) == 2:  # a waveform: eight columns to a video frame
             self.hop = max(1, audio_shape[1] // (8 * frames))
-            self.filterbank = nn.Linear(audio_shape[0] * 2 * self.hop, 2 * BANDS)
+            self.filterbank = wavelets(audio_shape[0], 2 * self.hop)
             audio_shape = (1, BANDS, (audio_shape[1] - 2 * self.hop) // self.hop + 1)
         self.stride = max(1, min(4, min(height, width_px) // 4))  # in space, of windows of twice that
         self.time_stride = max(1, min(4, audio_shape[2] // (2 * frames)))  # two steps to a video frame

@@ -149,7 +149,8 @@ def denoise(
             h, x0 = end - start, (x - sigma * e) / alpha
             ratio = h / (2 * last[k][1]) if order == 2 and last[k] and math.isfinite(h) else 0.0
             ahead = (1 + ratio) * x0 - ratio * last[k][0] if ratio else x0
-            x = sigma_s / sigma * math.exp(-tau * h) * x - alpha_s * math.expm1(-(1 + tau) * h) * ahead
+            kept = sigma_s / sigma * (math.exp(-tau * h) if tau else 1.0)
+            x = kept * x - alpha_s * math.expm1(-(1 + tau) * h) * ahead
             if tau:
                 fresh = sigma_s * math.sqrt(-math.expm1(-2 * tau * h))
                 x = x + fresh * sde.prior(x.shape, generator, x.device, x.dtype)

@@ -1,12 +1,16 @@
-"""index.html: guided and independent clips side by side, one file beside the clips, no network needed.
+"""Clips as files, and index.html: guided and independent ones side by side, no network needed.
 
-Used by sample.py.
+Used by sample.py and prompted.py.
 """
 
 import html
 from pathlib import Path
 from string import Template
 
+from torch import Tensor
+
+import figures
+import media
 from files import atomic
 
 PAGE = Template("""<!doctype html>
@@ -34,6 +38,20 @@ FIGURE = Template("""<figure>
 <img src="$picture" alt="Spectrogram of $label: time to the right, pitch upwards">
 <figcaption>$label</figcaption>
 </figure>""")
+
+
+def write_clips(
+    out: Path, system: str, frames: Tensor, waveforms: Tensor, spectrograms: Tensor, fps: int
+) -> list[dict[str, str]]:
+    """Each clip as SYSTEM_00.mp4, .wav and .png; returns their names on the page."""
+    names, scale = [], max(1, 256 // frames.shape[2])
+    for k in range(len(frames)):
+        stem = f"{system}_{k:02d}"
+        media.save_mp4(out / f"{stem}.mp4", frames[k], waveforms[k], fps, scale)
+        media.save_wav(out / f"{stem}.wav", waveforms[k])
+        figures.save_spectrogram(out / f"{stem}.png", spectrograms[k, 0])
+        names.append({"video": f"{stem}.mp4", "picture": f"{stem}.png"})
+    return names
 
 
 def save_page(path: Path, title: str, summary: str, clips: list[dict[str, dict[str, str]]]) -> None:

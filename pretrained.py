@@ -46,10 +46,12 @@ def open_pipeline(name: str, device: str):
     """A diffusers pipeline from a folder or a hub name; BASE+ADAPTER joins an image model and a motion adapter."""
     try:
         import diffusers
+        import transformers
     except ImportError as error:
         raise ValueError(f"{name} needs diffusers: pip install -r requirements-pretrained.txt") from error
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     options = {"dtype": torch.float16 if torch.device(device).type == "cuda" else torch.float32}
     try:
         if "+" in name and not Path(name).exists():
@@ -88,7 +90,7 @@ class Side:
                 "they must be the same"
             )
         try:
-            self.schedule = Schedule(dict(self.pipe.scheduler.config))
+            self.schedule = Schedule(self.pipe.scheduler)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         self.model = FrozenModel(Denoiser(unet, self.schedule, kind == "audio"), SDE, self.schedule.prediction)

@@ -9,11 +9,27 @@ Used by sample.py and latents.py.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from score import FrozenModel
+
+
+class Prompted(NamedTuple):
+    """What two base models and a discriminator of prompts become for given prompts; called like those without."""
+
+    video_model: nn.Module
+    audio_model: nn.Module
+    discriminator: Callable
+
+
+def bind(models: tuple, discriminator: nn.Module, told: tuple, scales: tuple[float, float]) -> Prompted:
+    """`told` holds a modality's conditions (text, null); `scales` is s of video and audio."""
+    bound = (ClassifierFree(model, *pair, s) for model, pair, s in zip(models, told, scales, strict=True))
+    text, null = (tuple(map(pooled, conditions)) for conditions in zip(*told, strict=True))
+    return Prompted(*bound, classifier_free_logit(discriminator, text, null, scales))
 
 
 def pooled(condition: tuple[Tensor, ...]) -> Tensor:

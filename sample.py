@@ -5,6 +5,7 @@
     python sample.py --given clip.mp4 --keep video        new sound for a given picture
     python sample.py --given clip.mp4 --keep audio        new pictures for a given sound
     python sample.py --given clip.mp4 --keep start        its first half, and another second half for both
+    python sample.py --run RUN --prompt "a dog barks"     from a run on two models of the diffusers library
 
 Writes mp4, wav and spectrograms, a page that plays them (index.html), contact.png and report.json.
 """
@@ -24,7 +25,8 @@ import media
 from data import Xylophone
 from files import run_main, save_json
 from guidance import SOLVERS, by_noise_level, sample, time_grid
-from page import save_page
+from page import save_page, write_clips
+from prompted import make_clips
 
 
 def given_clip(path: Path, n: int, world: Xylophone, share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -45,19 +47,6 @@ def given_clip(path: Path, n: int, world: Xylophone, share: float = 1.0) -> tupl
     return video.expand(n, *video.shape[1:]), audio.expand(n, *audio.shape[1:])
 
 
-def write_clips(out: Path, system: str, video: Tensor, audio: Tensor, fps: int) -> list[dict[str, str]]:
-    """Each clip as SYSTEM_00.mp4, .wav and .png; returns their names on the page."""
-    frames, waveforms = media.to_frames(video), media.griffin_lim(audio)
-    names = []
-    for k in range(len(frames)):
-        stem = f"{system}_{k:02d}"
-        media.save_mp4(out / f"{stem}.mp4", frames[k], waveforms[k], fps)
-        media.save_wav(out / f"{stem}.wav", waveforms[k])
-        figures.save_spectrogram(out / f"{stem}.png", audio[k, 0])
-        names.append({"video": f"{stem}.mp4", "picture": f"{stem}.png"})
-    return names
-
-
 def captions(system: str, seen: list, heard: list) -> list[str]:
     """Per clip, how many of its hits are seen and heard at the same time and on the same bar."""
     pairs = list(zip(seen, heard, strict=True))
@@ -66,7 +55,7 @@ def captions(system: str, seen: list, heard: list) -> list[str]:
     return [f"{system} {k}: {count}" for k, count in enumerate(counts)]
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
@@ -76,6 +65,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, part of which is kept")
     parser.add_argument("--keep", choices=("audio", "video", "start"), help="what to keep of --given")
+    parser.add_argument("--prompt", help="what is seen and heard, for a run on models that take text")
+    parser.add_argument(
+        "--prompt-scale", type=float, nargs=2, default=[7.5, 2.5], metavar=("V", "A"),
+        help="classifier-free guidance of video and audio (default 7.5 2.5)",
+    )  # fmt: skip
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -85,7 +79,16 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--n and --steps must be at least 1, and --weight one to three numbers")
     if bool(args.given) != bool(args.keep):
         parser.error("--given CLIP and --keep audio|video|start go together")
+    if args.prompt is not None and args.keep == "start":
+        parser.error("--keep start is for this project's own base models, not for --prompt")
+    return args
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.prompt is not None:
+        make_clips(args)
+        return
     start = time.time()
     video_model, audio_model, discriminator = checkpoint.load_run(args.run, args.device)
     world = Xylophone(discriminator.video_shape[-1])
@@ -108,7 +111,8 @@ def main(argv: list[str] | None = None) -> None:
         if not (torch.isfinite(video).all() and torch.isfinite(audio).all()):
             raise FloatingPointError(f"the {system} samples are not finite: lower --weight or take more --steps")
         video, audio = video.cpu(), audio.cpu()
-        clips[system] = write_clips(args.out, system, video, audio, world.fps)
+        frames, waveforms = media.to_frames(video), media.griffin_lim(audio)
+        clips[system] = write_clips(args.out, system, frames, waveforms, audio, world.fps)
         seen, heard = hits.see(video), hits.hear(audio)
         agreements[system] = hits.agreement(seen, heard)
         sheet.append(zip(video[:4], audio[:4], captions(system, seen, heard)[:4], strict=True))

@@ -21,14 +21,15 @@ SNR_FLOOR = 2.0**-24  # alphas_cumprod of a step without any signal (zero termin
 
 
 class Schedule:
-    """The N training steps of a diffusers scheduler (its config) as noise levels t_k of the VPSDE, (N,) float64."""
+    """The N training steps of a diffusers scheduler as noise levels t_k of the VPSDE, (N,) float64."""
 
-    def __init__(self, config: dict):
+    def __init__(self, scheduler):
         from diffusers import DDIMScheduler
 
-        if "beta_schedule" not in config or config.get("prediction_type", "epsilon") not in PREDICTIONS:
+        config = dict(scheduler.config)
+        if not hasattr(scheduler, "alphas_cumprod") or config.get("prediction_type", "epsilon") not in PREDICTIONS:
             raise ValueError(
-                f"its scheduler ({config.get('_class_name')}) is not one of a variance-preserving diffusion: "
+                f"its scheduler ({type(scheduler).__name__}) is not one of a variance-preserving diffusion: "
                 "flow matching and sigma-parametrised models cannot be paired"
             )
         self.scheduler = DDIMScheduler.from_config(config)  # its tables and its steps, whatever solver was saved

@@ -4,6 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from discriminator import Conv1d, JointDiscriminator, discriminator_loss, residual_noise
+from guidance import sample
 from pairs import joint_and_conditional, mirrored_noise, perturb_pairs, shuffled
 from score import VPSDE, FrozenModel
 from toy.run import TinyDiscriminator
@@ -308,3 +309,59 @@ def test_convolution_as_one_matrix_product_is_the_convolution(dilation, generato
     theirs.bias.data = ours.bias.data
     x = torch.randn(2, 20, 6, generator=generator)
     assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    (
+        ((4, 16, 8, 8), (8, 16, 50)),  # latents of two pre-trained models
+        ((4, 16, 64, 64), (1, 32_000)),  # latents and a waveform, 1,000 times as many samples as there are frames
+        ((3, 5, 20, 12), (2, 2, 3)),  # fewer columns than frames, no square pictures
+        ((1, 2, 2, 3), (2, 40)),
+    ),
+    ids=str,
+)
+def test_modalities_interact_whatever_their_shapes(shapes, generator):
+    """d2L / (dv da) is not zero, and reaches the first frames and columns as well as the last."""
+    torch.manual_seed(0)
+    network = JointDiscriminator(*shapes).double()
+    v, a = (torch.randn(1, *s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes)
+    (dv,) = torch.autograd.grad(network(v, a, torch.tensor([0.3], dtype=torch.float64)).sum(), v, create_graph=True)
+    ends = torch.stack([dv[:, :, 0].square().sum(), dv[:, :, -1].square().sum()])
+    for end in ends:
+        (mixed,) = torch.autograd.grad(end, a, retain_graph=True)
+        assert mixed.abs().max() > 0 and torch.isfinite(mixed).all()
+
+
+def test_a_waveform_is_heard_by_the_energy_of_its_bands(generator):
+    """A tone's phase hardly moves the features, which its pitch does."""
+    torch.manual_seed(0)
+    network = JointDiscriminator((3, 16, 32, 32), (1, 32_000))
+
+    def features(hertz: float, phase: float) -> torch.Tensor:
+        tone = torch.sin(2 * torch.pi * hertz * torch.arange(32_000) / 16_000 + phase)[None, None]
+        return network.encode(torch.zeros(1, 3, 16, 32, 32), tone, torch.tensor([0.5]))[1]
+
+    heard = [features(440, 0), features(440, 1.5), features(1200, 0)]
+    assert (heard[0] - heard[1]).norm() < 0.1 * (heard[0] - heard[2]).norm()
+
+
+def test_latent_video_and_a_raw_waveform_train_and_sample(generator):
+    """Any two FrozenModels: loss, double backprop, guidance and solver never ask what the tensors stand for."""
+
+    class Some(torch.nn.Module):
+        def forward(self, xt, t):
+            return 0.9 * xt
+
+    shapes = (4, 16, 8, 8), (1, 3200)
+    models = tuple(FrozenModel(Some(), SDE) for _ in shapes)
+    network = JointDiscriminator(*shapes)
+    pairs = tuple(torch.randn(8, *shape, generator=generator) for shape in shapes)
+    t = torch.full((8,), 0.3), torch.full((8,), 0.5)
+    loss, parts = discriminator_loss(network, SDE, perturb_pairs(*models, pairs, t, generator), 1.0, 1.0, group=4)
+    loss.backward()
+    assert torch.isfinite(loss) and parts["noise"].shape == (8,)
+    for layer in (network.video_in, network.filterbank, network.mix):
+        assert 0 < layer.weight.grad.norm() < torch.inf
+    clips = sample(*models, network, *((2, *shape) for shape in shapes), steps=3, generator=generator)
+    assert [x.shape[1:] for x in clips] == [torch.Size(shape) for shape in shapes]

@@ -62,11 +62,11 @@ def vocoder(mels: int = 16) -> transformers.SpeechT5HifiGan:
     return transformers.SpeechT5HifiGan(config)
 
 
-def audioldm(folder: Path, schedule: diffusers.DDIMScheduler | None = None, channels: int = 4) -> Path:
+def audioldm(folder: Path, schedule: diffusers.DDIMScheduler | None = None) -> Path:
     torch.manual_seed(0)
     tokenizer = roberta_tokenizer()
     unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(8, 16), layers_per_block=1,
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4, class_embed_type="simple_projection",
         projection_class_embeddings_input_dim=16, class_embeddings_concat=True,
@@ -79,11 +79,11 @@ def audioldm(folder: Path, schedule: diffusers.DDIMScheduler | None = None, chan
     return folder
 
 
-def animatediff(folder: Path, schedule: diffusers.DDIMScheduler | None = None) -> Path:
+def animatediff(folder: Path, schedule: diffusers.DDIMScheduler | None = None, channels: int = 4) -> Path:
     torch.manual_seed(1)
     tokenizer, text_encoder = clip_text()
     unet = diffusers.UNetMotionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(8, 16), layers_per_block=1,
         down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
         up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
         cross_attention_dim=16, num_attention_heads=2, motion_num_attention_heads=2, norm_num_groups=4,
