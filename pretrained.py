@@ -66,6 +66,9 @@ def open_pipeline(name: str, device: str):
             f"{name} is no complete diffusers pipeline ({reason}): name a folder or a hub model"
         ) from error
     pipe.set_progress_bar_config(disable=True)
+    if type(pipe).__name__ == "MusicLDMPipeline":  # it expects the tensor that transformers gave before version 5
+        features = pipe.text_encoder.get_text_features
+        pipe.text_encoder.get_text_features = lambda *a, **k: getattr(out := features(*a, **k), "pooler_output", out)
     return pipe.to(device)
 
 
@@ -83,6 +86,10 @@ class Side:
         vocoder = getattr(self.pipe, "vocoder", None)
         if type(unet).__name__ not in self.kinds[kind] or vae is None or (vocoder is None) == (kind == "audio"):
             raise ValueError(f"{name} ({type(self.pipe).__name__}) is no {kind} model: {' or '.join(self.kinds[kind])}")
+        if unet.config.get("addition_embed_type"):
+            raise ValueError(
+                f"{name} wants more than a prompt ({unet.config.addition_embed_type}): SDXL is not wrapped"
+            )
         channels = unet.config.in_channels, unet.config.out_channels, vae.config.latent_channels
         if len(set(channels)) > 1:
             raise ValueError(

@@ -19,6 +19,7 @@ from prompts import bind  # noqa: E402
 from schedule import Pairing  # noqa: E402
 
 STEPS, SCALES = 4, (3.0, 2.0)
+PAIRS = ("animatediff", "audioldm"), ("modelscope", "audioldm2"), ("base+adapter", "musicldm")
 PROMPTS = ["a ball", "bells ring"]
 
 
@@ -38,6 +39,8 @@ def folders(tmp_path_factory):
         "audioldm": tiny.audioldm(root / "audioldm"),
         "modelscope": tiny.modelscope(root / "modelscope", v_prediction),
         "audioldm2": tiny.audioldm2(root / "audioldm2"),
+        "base+adapter": tiny.stable_diffusion_and_adapter(root / "animatediff_parts"),
+        "musicldm": tiny.musicldm(root / "musicldm"),
     }
 
 
@@ -53,7 +56,7 @@ def pipeline_clips(side: Side, start: torch.Tensor, scale: float) -> torch.Tenso
     return side.pipe(PROMPTS, latents=start.transpose(2, 3), **options | {"output_type": "pt"}).audios
 
 
-@pytest.mark.parametrize("names", (("animatediff", "audioldm"), ("modelscope", "audioldm2")), ids="+".join)
+@pytest.mark.parametrize("names", PAIRS, ids=" and ".join)
 def test_at_weight_0_both_modalities_are_their_own_pipelines(folders, names, generator):
     """Two models of different schedules and predictions in one loop of ours; DDIM, classifier-free guidance."""
     sides = open_sides(*(str(folders[name]) for name in names))
@@ -66,9 +69,9 @@ def test_at_weight_0_both_modalities_are_their_own_pipelines(folders, names, gen
     assert_close(ours, pipeline_clips(sides[1], start[1], SCALES[1]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ("animatediff", "audioldm", "modelscope", "audioldm2"))
+@pytest.mark.parametrize("name", sum(PAIRS, ()))
 def test_prompts_noise_levels_and_neighbours_in_the_batch_matter_as_they_should(folders, name, generator):
-    side = Side("video" if name in ("animatediff", "modelscope") else "audio", str(folders[name]))
+    side = Side("audio" if "ldm" in name else "video", str(folders[name]))
     (text, null), x = side.embed(PROMPTS), torch.randn(2, *side.shape, generator=generator)
     t = side.schedule.level(torch.tensor([0.3, 0.8]))
     eps = side.model(x, t, *text)

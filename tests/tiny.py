@@ -62,18 +62,44 @@ def vocoder(mels: int = 16) -> transformers.SpeechT5HifiGan:
     return transformers.SpeechT5HifiGan(config)
 
 
-def audioldm(folder: Path, schedule: diffusers.DDIMScheduler | None = None) -> Path:
-    torch.manual_seed(0)
-    tokenizer = roberta_tokenizer()
-    unet = diffusers.UNet2DConditionModel(
+def clap_model(vocab: int) -> transformers.ClapModel:
+    audio_config = {
+        "hidden_size": 16, "patch_embeds_hidden_size": 16, "projection_dim": 16, "depths": [1, 1],
+        "num_attention_heads": [2, 2], "num_hidden_layers": 2, "window_size": 8, "spec_size": 32, "patch_size": 4,
+        "patch_stride": 4, "num_mel_bins": 16,
+    }  # fmt: skip
+    text_config = clap_text_config(vocab).to_dict()
+    return transformers.ClapModel(
+        transformers.ClapConfig(text_config=text_config, audio_config=audio_config, projection_dim=16)
+    )
+
+
+def pooled_unet() -> diffusers.UNet2DConditionModel:
+    return diffusers.UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4, class_embed_type="simple_projection",
         projection_class_embeddings_input_dim=16, class_embeddings_concat=True,
     )  # fmt: skip
+
+
+def audioldm(folder: Path, schedule: diffusers.DDIMScheduler | None = None) -> Path:
+    torch.manual_seed(0)
+    tokenizer = roberta_tokenizer()
     pipe = diffusers.AudioLDMPipeline(
         vae=autoencoder(1, 4), text_encoder=transformers.ClapTextModelWithProjection(clap_text_config(len(tokenizer))),
-        tokenizer=tokenizer, unet=unet, scheduler=schedule or scheduler(), vocoder=vocoder(),
+        tokenizer=tokenizer, unet=pooled_unet(), scheduler=schedule or scheduler(), vocoder=vocoder(),
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def musicldm(folder: Path, schedule: diffusers.DDIMScheduler | None = None) -> Path:
+    torch.manual_seed(4)
+    tokenizer = roberta_tokenizer()
+    pipe = diffusers.MusicLDMPipeline(
+        vae=autoencoder(1, 4), text_encoder=clap_model(len(tokenizer)), tokenizer=tokenizer, unet=pooled_unet(),
+        feature_extractor=transformers.ClapFeatureExtractor(), scheduler=schedule or scheduler(), vocoder=vocoder(),
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return folder
@@ -95,6 +121,26 @@ def animatediff(folder: Path, schedule: diffusers.DDIMScheduler | None = None, c
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return folder
+
+
+def stable_diffusion_and_adapter(folder: Path) -> str:
+    """An image model and a motion adapter of their own, as AnimateDiff is handed out: BASE+ADAPTER."""
+    torch.manual_seed(5)
+    tokenizer, text_encoder = clip_text()
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, cross_attention_dim=16, attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16), norm_num_groups=4,
+    )  # fmt: skip
+    diffusers.StableDiffusionPipeline(
+        vae=autoencoder(3, 4), text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler("linear"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder / "base")  # fmt: skip
+    diffusers.MotionAdapter(
+        block_out_channels=(8, 16), motion_norm_num_groups=4, motion_layers_per_block=1, motion_num_attention_heads=2,
+        motion_max_seq_length=16,
+    ).save_pretrained(folder / "adapter")  # fmt: skip
+    return f"{folder / 'base'}+{folder / 'adapter'}"
 
 
 def modelscope(folder: Path, schedule: diffusers.DDIMScheduler | None = None) -> Path:
@@ -119,13 +165,6 @@ def audioldm2(folder: Path, schedule: diffusers.DDIMScheduler | None = None) -> 
     pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS[:-1]]
     tokenizer_2 = transformers.T5Tokenizer(vocab=[(piece, -float(k)) for k, piece in enumerate(pieces)], extra_ids=0)
     tokenizer_2.model_max_length = 16
-    audio_config = {
-        "hidden_size": 16, "patch_embeds_hidden_size": 16, "projection_dim": 16, "depths": [1, 1],
-        "num_attention_heads": [2, 2], "num_hidden_layers": 2, "window_size": 8, "spec_size": 32, "patch_size": 4,
-        "patch_stride": 4, "num_mel_bins": 16,
-    }  # fmt: skip
-    text_config = clap_text_config(len(tokenizer)).to_dict()
-    clap = transformers.ClapConfig(text_config=text_config, audio_config=audio_config, projection_dim=16)
     t5 = transformers.T5Config(
         vocab_size=len(tokenizer_2) + 8, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, pad_token_id=0,
         eos_token_id=1,
@@ -137,7 +176,7 @@ def audioldm2(folder: Path, schedule: diffusers.DDIMScheduler | None = None) -> 
         cross_attention_dim=([None, 16, 16],) * 2, attention_head_dim=4, norm_num_groups=4,
     )  # fmt: skip
     pipe = diffusers.AudioLDM2Pipeline(
-        vae=autoencoder(1, 4), text_encoder=transformers.ClapModel(clap),
+        vae=autoencoder(1, 4), text_encoder=clap_model(len(tokenizer)),
         text_encoder_2=transformers.T5EncoderModel(t5), language_model=transformers.GPT2LMHeadModel(gpt2),
         projection_model=diffusers.AudioLDM2ProjectionModel(16, 16, 16), tokenizer=tokenizer, tokenizer_2=tokenizer_2,
         feature_extractor=transformers.ClapFeatureExtractor(), unet=unet,
