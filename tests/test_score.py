@@ -113,3 +113,9 @@ def test_frozen_model_turns_every_prediction_into_the_same_eps(generator):
                 return answer
 
         assert_close(FrozenModel(Says(), SDE, prediction)(xt, t), eps, rtol=1e-4, atol=1e-5)
+
+
+def test_time_at_is_the_inverse_of_log_snr_beyond_both_ends():
+    t = torch.tensor([1e-7, 1e-4, 1e-3, 0.1, 0.5, 1.0, 1.5], dtype=torch.float64)
+    assert_close(SDE.time_at(SDE.log_snr(t)), t, rtol=1e-9, atol=0)
+    assert SDE.time_at(torch.tensor(torch.inf)) == 0
