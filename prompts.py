@@ -26,14 +26,16 @@ class Prompted(NamedTuple):
 
 
 def bind(models: tuple, discriminator: nn.Module, told: tuple, scales: tuple[float, float]) -> Prompted:
-    """`told` holds a modality's conditions (text, null); `scales` is s of video and audio."""
+    """`told` holds a modality's conditions (text, null), ((), ()) for one without; `scales` is s of video and audio."""
     bound = (ClassifierFree(model, *pair, s) for model, pair, s in zip(models, told, scales, strict=True))
     text, null = (tuple(map(pooled, conditions)) for conditions in zip(*told, strict=True))
     return Prompted(*bound, classifier_free_logit(discriminator, text, null, scales))
 
 
 def pooled(condition: tuple[Tensor, ...]) -> Tensor:
-    """What the discriminator is told of a prompt, (B, n): the embedding, or the mean of its tokens."""
+    """What the discriminator is told of a prompt, (B, n): the embedding, or the mean of its tokens; else nothing."""
+    if not condition:
+        return torch.zeros(0)
     return (condition[0].mean(1) if condition[0].dim() == 3 else condition[0]).float()
 
 

@@ -13,10 +13,13 @@ import numpy as np  # noqa: E402, after what may skip
 import tiny  # noqa: E402
 
 import pretrained  # noqa: E402
-from guidance import JointEps, denoise  # noqa: E402
+from discriminator import JointDiscriminator, discriminator_loss  # noqa: E402
+from guidance import JointEps, denoise, sample  # noqa: E402
+from pairs import perturb_pairs  # noqa: E402
 from pretrained import SDE, Side, log_mel, open_sides  # noqa: E402
-from prompts import bind  # noqa: E402
+from prompts import bind, pooled  # noqa: E402
 from schedule import Pairing  # noqa: E402
+from score import FrozenModel  # noqa: E402
 
 STEPS, SCALES = 4, (3.0, 2.0)
 PAIRS = ("animatediff", "audioldm"), ("modelscope", "audioldm2"), ("base+adapter", "musicldm")
@@ -124,6 +127,38 @@ def test_guidance_reaches_both_latents_of_two_levels(folders, generator):
     for k, slope in enumerate((1.0, 2.0)):
         sigma = SDE.marginal(levels[k])[1][0].item()
         assert_close(guided[k] - base[k], torch.full_like(x[k], -3 * slope * sigma), rtol=1e-3, atol=1e-5)
+
+
+def test_latent_video_with_prompts_and_a_raw_waveform_without(folders, generator):
+    """AnimateDiff's latents beside a 1-D UNet on samples: one loss and one sampler for both."""
+    torch.manual_seed(0)
+    wave = diffusers.UNet1DModel(
+        sample_size=1600, in_channels=1, out_channels=1, extra_in_channels=64, block_out_channels=(32, 32),
+        down_block_types=("DownBlock1DNoSkip", "DownBlock1D"), up_block_types=("UpBlock1D", "UpBlock1DNoSkip"),
+    )  # fmt: skip
+
+    class Wave(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unet = wave
+
+        def forward(self, xt, t):
+            return self.unet(xt, t).sample
+
+    video, audio = Side("video", str(folders["animatediff"])), FrozenModel(Wave(), SDE, "v")
+    shapes = video.shape, (1, 1600)
+    network = JointDiscriminator(*shapes, text=(16, 0))
+    text, null = video.embed(["a ball"] * 4)
+    pairs = tuple(torch.randn(4, *shape, generator=generator) for shape in shapes)
+    told = {"conditions": (text, ()), "text": (pooled(text), pooled(()))}
+    noisy = perturb_pairs(video.model, audio, pairs, (torch.full((4,), 0.4), torch.full((4,), 0.6)), generator, **told)
+    loss, _ = discriminator_loss(network, SDE, noisy, group=4)
+    loss.backward()
+    assert torch.isfinite(loss) and network.text[0].weight.grad.abs().max() > 0
+    trio = bind((video.model, audio), network, ((text, null), ((), ())), (3.0, 1.0))
+    clips = sample(*trio, *((4, *shape) for shape in shapes), steps=3, generator=generator)
+    assert [x.shape[1:] for x in clips] == [torch.Size(shape) for shape in shapes]
+    assert all(torch.isfinite(x).all() for x in clips)
 
 
 def broken(folder, tmp_path, part, **changes):
