@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import checkpoint
 import media
-from clips import find_clips
+from index import find_clips
 from pretrained import FPS, FRAMES, Side
 from prompts import pooled
 from schedule import Pairing

@@ -26,6 +26,8 @@ N_FFT = 1024  # 64 ms window
 HOP = 250  # 15.6 ms: eight spectrogram columns to a video frame at 8 fps
 N_MELS = 64
 FLOOR_DB = -60.0
+LONGEST = 600.0  # seconds that are read of a file
+MAX_PIXELS = 2**26  # of a picture: 8K is half of it
 
 
 @functools.cache
@@ -127,51 +129,94 @@ def save_mp4(path: Path, frames: Tensor, waveform: Tensor, fps: Fraction | int, 
         container.mux(audio.encode())
 
 
-def read_clip(path: Path, fps: float, size: int, seconds: float | None = None) -> tuple[Tensor, Tensor]:
+def read_clip(path: Path, fps: float, size: int, seconds: float = LONGEST) -> tuple[Tensor, Tensor]:
     """A media file as frames uint8 (T, size, size, 3) at `fps` and waveform (samples,) at SAMPLE_RATE, from one
     common zero.
 
     Frame k is the picture on screen at time k / fps; sound and picture both start where the later of the two starts,
-    and the shorter ends them. The largest centred square is cut from each picture. `seconds` stops reading early.
+    and the shorter ends them, `seconds` later at most. The largest centred square is cut from each picture.
     Raises ValueError, in one line, on a file that cannot be read, has no sound, or no picture.
     """
     try:
-        shown, pictures, heard, sound = decode(path, size, seconds)
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"it cannot be read ({error.strerror or error})") from error
-    if not pictures or not len(sound):
-        raise ValueError("it holds no decodable picture or sound")
-    order = np.argsort(shown, kind="stable")
-    times = np.asarray(shown)[order]
-    start = max(times[0], heard)
-    frame_end = times[-1] + (np.median(np.diff(times)) if len(times) > 1 else 0)
-    length = max(min(frame_end, heard + len(sound) / SAMPLE_RATE) - start, 0)
-    wanted = start + np.arange(int(length * fps + 1e-6)) / fps
-    rows = order[np.clip(np.searchsorted(times, wanted + 1e-6, side="right") - 1, 0, None)]
-    first = round((start - heard) * SAMPLE_RATE)
-    frames = np.stack([pictures[row] for row in rows]) if len(rows) else np.zeros((0, size, size, 3), np.uint8)
+        start = max(first_times(path))
+        pictures, frame_end, heard, sound = decode(path, start, fps, size, seconds)
+    except (av.FFmpegError, OSError, MemoryError) as error:
+        raise ValueError(f"it cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    length = max(min(frame_end, heard + len(sound) / SAMPLE_RATE, start + seconds) - start, 0)
+    first, frames = round((start - heard) * SAMPLE_RATE), pictures[: int(length * fps + 1e-6)]
+    frames = np.stack(frames) if frames else np.zeros((0, size, size, 3), np.uint8)
     return torch.from_numpy(frames), torch.from_numpy(sound[first : first + int(length * SAMPLE_RATE)].copy())
 
 
-def decode(path: Path, size: int, seconds: float | None) -> tuple[list, list, float, np.ndarray]:
-    """The time and picture (size, size, 3) of every frame of a file, the time its sound starts, and its sound."""
-    shown, pictures, blocks, heard = [], [], [], None
-    with av.open(str(path)) as container:
-        if not container.streams.video or not container.streams.audio:
-            raise ValueError("it has no sound" if container.streams.video else "it has no picture")
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-        for frame in container.decode(container.streams.video[0], container.streams.audio[0]):
-            if seconds is not None and frame.time > seconds:
+def open_streams(path: Path) -> tuple[av.container.InputContainer, list]:
+    """The container and its first video and audio stream, each decoded by one thread: large pictures take memory."""
+    container = av.open(str(path), timeout=(30, 30))
+    if not container.streams.video or not container.streams.audio:
+        missing = "sound" if container.streams.video else "picture"
+        container.close()
+        raise ValueError(f"it has no {missing}")
+    streams = [container.streams.video[0], container.streams.audio[0]]
+    streams[0].codec_context.thread_count = 1
+    streams[0].codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return container, streams
+
+
+def first_times(path: Path) -> tuple[float, float]:
+    """When, in seconds, the first picture is shown and the first sound heard."""
+    container, streams = open_streams(path)
+    found = {}
+    with container:
+        for frame in container.decode(*streams):
+            if frame.time is not None:
+                found.setdefault(type(frame), frame.time)
+            if len(found) == 2:
+                return found[av.VideoFrame], found[av.AudioFrame]
+    raise ValueError("it holds no decodable picture or sound")
+
+
+def decode(path: Path, start: float, fps: float, size: int, seconds: float) -> tuple[list, float, float, np.ndarray]:
+    """Pictures (size, size, 3) at start, start + 1 / fps, ... and when the last one ends; when sound starts, and it.
+
+    Only a picture that is on screen at one of these times is kept: memory depends on neither length nor frame rate.
+    """
+    container, streams = open_streams(path)
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+    pictures, intervals, blocks, last, heard, n_samples = [], [], [], None, None, 0
+    ends = set()  # streams that have been read for long enough
+
+    def show(until: float) -> None:
+        small = None
+        while start + len(pictures) / fps + 1e-6 < min(until, start + seconds):
+            small = square(last, size) if small is None else small
+            pictures.append(small)
+
+    with container:
+        for frame in container.decode(*streams):
+            if frame.time is None or type(frame) in ends:
                 continue
-            if isinstance(frame, av.VideoFrame):
-                side = min(frame.width, frame.height)
-                width, height = (max(1, round(n * size / side)) for n in (frame.width, frame.height))
-                whole = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-                top, left = (height - size) // 2, (width - size) // 2
-                shown.append(frame.time)
-                pictures.append(whole[top : top + size, left : left + size])
-            else:
+            if isinstance(frame, av.AudioFrame):
                 heard = frame.time if heard is None else heard
-                blocks += resampler.resample(frame)
-        blocks += resampler.resample(None) if blocks else []
-    return shown, pictures, heard, np.concatenate([block.to_ndarray()[0] for block in blocks] or [np.zeros(0)])
+                blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
+                n_samples += len(blocks[-1]) if blocks else 0
+            elif last is None or frame.time > last.time:
+                if last is not None:
+                    show(frame.time)
+                    intervals.append(frame.time - last.time)
+                last = frame
+            if frame.time > start + seconds or n_samples > (start - (heard or start) + seconds + 1) * SAMPLE_RATE:
+                ends.add(type(frame))
+            if len(ends) == 2:
+                break
+        blocks += [block.to_ndarray()[0] for block in resampler.resample(None)]
+    end = last.time + (float(np.median(intervals)) if intervals else 0)
+    show(end)
+    return pictures, end, heard, np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def square(frame: av.VideoFrame, size: int) -> np.ndarray:
+    """The largest centred square of a picture, uint8 (size, size, 3)."""
+    side = min(frame.width, frame.height)
+    width, height = (max(1, round(n * size / side)) for n in (frame.width, frame.height))
+    whole = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+    top, left = (height - size) // 2, (width - size) // 2
+    return whole[top : top + size, left : left + size]

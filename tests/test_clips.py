@@ -2,6 +2,8 @@
 unfit.
 """
 
+import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import index
 import media
 from clips import ClipFolder
 
@@ -101,12 +104,72 @@ def test_batches_are_ready_for_the_models_and_repeat_with_the_seed(folder):
     assert torch.equal(video, world.batch(3, torch.Generator().manual_seed(1), only="video")[0])
 
 
-def test_the_second_reading_comes_from_the_cache(folder, monkeypatch):
+def test_the_second_reading_comes_from_the_index_and_holds_the_clips_to_16_bits(folder, monkeypatch):
+    pictures, sound = media.read_clip(folder / "a.mp4", 8, 32)
     first = ClipFolder(folder)
     monkeypatch.setattr(media, "read_clip", None)
     second = ClipFolder(folder)
-    for (f1, w1), (f2, w2) in zip(first.clips, second.clips, strict=True):
-        assert torch.equal(f1, f2) and torch.equal(w1, w2)
+    for x, y in zip(*(world.windows(9, torch.Generator().manual_seed(2)) for world in (first, second)), strict=True):
+        assert torch.equal(x, y)
+    row = [name.decode() for name in first.names].index(next(e for e in entries(folder) if e["path"] == "a.mp4")["key"])
+    assert first.lengths[row].tolist() == [len(pictures), len(sound)]
+    assert torch.equal(torch.from_numpy(np.load(first.cache / f"{first.names[row].decode()}.frames.npy")), pictures)
+    kept = torch.from_numpy(np.load(first.cache / f"{first.names[row].decode()}.sound.npy")) / 32767
+    assert (kept - sound.clamp(-1, 1)).abs().max() < 2e-5
+
+
+def entries(folder: Path) -> list[dict]:
+    """What the index says, with the names of the decoded files."""
+    lines = (folder / ".mmdisco-cache" / "32px" / "index.jsonl").read_text().splitlines()
+    return [entry | {"key": index.key(entry)} for entry in map(json.loads, lines)]
+
+
+def reads(monkeypatch) -> list[str]:
+    """The names of the files that are decoded from now on."""
+    names, real = [], media.read_clip
+    monkeypatch.setattr(media, "read_clip", lambda path, *a, **k: (names.append(path.name), real(path, *a, **k))[1])
+    return names
+
+
+def test_the_index_follows_new_changed_and_removed_files(tmp_path, monkeypatch):
+    write(tmp_path / "a.mp4", 10, 16_000)
+    write(tmp_path / "b.mp4", 10, 16_000)
+    read = reads(monkeypatch)
+    ClipFolder(tmp_path)
+    assert sorted(read) == ["a.mp4", "b.mp4"]
+    read.clear()
+    write(tmp_path / "c.mp4", 10, 16_000)
+    write(tmp_path / "b.mp4", 10, 16_000, seconds=3)
+    (tmp_path / "a.mp4").unlink()
+    world = ClipFolder(tmp_path)
+    assert sorted(read) == ["b.mp4", "c.mp4"] and [e["path"] for e in entries(tmp_path)] == ["b.mp4", "c.mp4"]
+    assert len(list(world.cache.glob("*.npy"))) == 4  # those of a and of the old b are gone
+    read.clear()
+    next(world.cache.glob("*.sound.npy")).unlink()
+    ClipFolder(tmp_path)
+    assert len(read) == 1
+
+
+def test_an_interrupted_index_goes_on(tmp_path, monkeypatch):
+    for name in "abcdef":
+        write(tmp_path / f"{name}.mp4", 10, 16_000)
+    real, done = index.decode, []
+
+    def stops(path, *rest):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(path.name)
+        return real(path, *rest)
+
+    monkeypatch.setattr(index, "decode", stops)
+    with pytest.raises(KeyboardInterrupt):
+        index.build(tmp_path, tmp_path / ".mmdisco-cache" / "32px", 8, 32, 16, workers=1)
+    journal = tmp_path / ".mmdisco-cache" / "32px" / "index.jsonl"
+    journal.write_text(journal.read_text() + '{"path": "d.mp4", "si')  # and a line that was cut short
+    monkeypatch.setattr(index, "decode", real)
+    read = reads(monkeypatch)
+    assert len(ClipFolder(tmp_path).names) == 6
+    assert len(done) == 3 and sorted([*read, *done]) == [f"{name}.mp4" for name in "abcdef"]
 
 
 def test_unfit_clips_are_named_once_and_skipped(tmp_path, capsys):
@@ -119,12 +182,57 @@ def test_unfit_clips_are_named_once_and_skipped(tmp_path, capsys):
     (tmp_path / "cut.mp4").write_bytes(cut[: len(cut) // 3])
     (tmp_path / "notes.txt").write_text("left alone")
     world = ClipFolder(tmp_path)
-    assert len(world.clips) == 1 and len(world.skipped) == 5
+    assert len(world.names) == 1 and len(world.skipped) == 5
     lines = capsys.readouterr().err.strip().splitlines()
     skipped = [line for line in lines if line.startswith("skipped")]
     assert len(skipped) == 5
     assert any("silent.mp4: it has no sound" in line for line in skipped)
     assert any("short.mp4: it lasts 1.5 s" in line for line in skipped)
+    assert {e["path"] for e in entries(tmp_path) if "reason" in e} == set(world.skipped)
+
+
+def test_more_unfit_clips_than_a_screen_holds_are_counted(tmp_path, capsys):
+    write(tmp_path / "good.mp4", 10, 16_000)
+    for k in range(25):
+        (tmp_path / f"{k}.mp4").write_bytes(b"no")
+    assert len(ClipFolder(tmp_path).skipped) == 25
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    assert len(lines) == 11 and "skipped 15 more of 26 clips" in lines[-1]
+
+
+def test_held_out_files_are_never_trained_on_and_stay_held_out(tmp_path):
+    write(tmp_path / "0.mp4", 10, 16_000)
+    for k in range(1, 40):
+        shutil.copy(tmp_path / "0.mp4", tmp_path / f"{k}.mp4")
+
+    def parts() -> tuple[set, set]:
+        worlds = [ClipFolder(tmp_path, hold_out=0.25, part=part) for part in ("train", "held-out")]
+        found = {entry["key"]: entry["path"] for entry in entries(tmp_path)}
+        return tuple({found[name.decode()] for name in world.names} for world in worlds)
+
+    train, held_out = parts()
+    assert not train & held_out and len(train | held_out) == 40 and 4 <= len(held_out) <= 16
+    for k in range(40, 50):
+        shutil.copy(tmp_path / "0.mp4", tmp_path / f"{k}.mp4")
+    more_train, more_held_out = parts()
+    assert train <= more_train and held_out <= more_held_out
+    assert len(ClipFolder(tmp_path).names) == 50
+    with pytest.raises(ValueError, match="no clip of .* is in the held-out part at --hold-out 0"):
+        ClipFolder(tmp_path, part="held-out")
+
+
+def test_what_is_kept_of_a_clip_does_not_grow_with_its_frame_rate_or_length(tmp_path, monkeypatch):
+    """Only pictures on screen at the wanted times are scaled, and nothing after the wanted seconds is kept."""
+    write(tmp_path / "fast.mp4", 100, 16_000, seconds=4, size=(32, 32))
+    scaled, real = [], media.square
+    monkeypatch.setattr(media, "square", lambda *a: (scaled.append(1), real(*a))[1])
+    frames, waveform = media.read_clip(tmp_path / "fast.mp4", 8, 32, seconds=2)
+    assert len(frames) == 16 and len(waveform) == 32_000 and len(scaled) == 16
+    assert len(media.read_clip(tmp_path / "fast.mp4", 8, 32)[0]) == 32
+    write(tmp_path / "slow.mp4", 1, 16_000, seconds=4, size=(32, 32))
+    scaled.clear()
+    frames, _ = media.read_clip(tmp_path / "slow.mp4", 8, 32)
+    assert len(frames) == 32 and len(scaled) == 4
 
 
 def test_a_folder_with_nothing_usable_is_an_error(tmp_path):
