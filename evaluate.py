@@ -121,6 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--joint", type=Path, metavar="RUN", help="a run of train.py joint, to compare with")
     parser.add_argument("--score", type=Path, nargs="+", metavar="CLIP", help="only score the sync of media files")
     parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")
+    parser.add_argument("--hold-out", type=float, default=0.0, metavar="SHARE", help="judge on the files so held out")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
@@ -132,7 +133,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.score:
         return print_scores(sync.score_files(models[2], models[0].sde, args.score, args.device), args.out)
     named = dict(zip((*MODALITIES, "discriminator"), models, strict=True))
-    world = open_world(args.data, named["discriminator"].video_shape[-1])
+    part = "held-out" if args.hold_out else "train"
+    world = open_world(args.data, named["discriminator"].video_shape[-1], args.hold_out, part)
     real, reference = held_out(world, args.n, args.seed)
     solver = {"steps": args.steps, "solver": args.solver, "device": args.device}
     guided = partial(sample, *models, weight=by_noise_level(*args.weight), **solver)

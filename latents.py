@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import checkpoint
 import media
-from index import find_clips
+from index import find_clips, held_out
 from pretrained import FPS, FRAMES, Side
 from prompts import pooled
 from schedule import Pairing
@@ -33,9 +33,11 @@ DROPPED = 0.1  # share of groups that see the empty prompt
 
 
 class LatentFolder:
-    """Windows from every usable clip under `folder`; video and audio are the sides of the two models."""
+    """Windows from every usable clip under `folder`, but for a share `hold_out` of the files; a side for each model."""
 
-    def __init__(self, folder: Path, video: Side, audio: Side, pairing: str = "index", group: int = 4):
+    def __init__(
+        self, folder: Path, video: Side, audio: Side, pairing: str = "index", group: int = 4, hold_out: float = 0.0
+    ):
         self.sides, self.group = (video, audio), group
         self.levels = Pairing(video.schedule, audio.schedule, pairing).levels
         self.shapes, self.models = (video.shape, audio.shape), (video.model, audio.model)
@@ -54,7 +56,7 @@ class LatentFolder:
         self.windows, self.of_prompt = [], defaultdict(list)  # (shard, row, prompt); windows with a prompt
         for k, shard in enumerate(self.shards):
             for row, key in enumerate(shard["clip"]):
-                if key in paths:
+                if key in paths and not held_out(key.split("|")[0], hold_out):
                     self.of_prompt[numbers[prompts[key]]].append(len(self.windows))
                     self.windows.append((k, row, numbers[prompts[key]]))
         if not self.windows:

@@ -42,6 +42,7 @@ DEFAULTS = {
     "video_model": "",
     "audio_model": "",
     "pairing": "index",
+    "hold_out": 0.0,
     "size": 32,
     "batch": 32,
     "bce_weight": 3.0,
@@ -98,14 +99,14 @@ def preview(path: Path, args: argparse.Namespace, ema: dict, world, sde: VPSDE, 
 def open_models(args: argparse.Namespace) -> tuple[LatentFolder, tuple[FrozenModel, FrozenModel]]:
     """The clips of --data as latents of two models of the diffusers library, and the models."""
     sides = pretrained.open_sides(args.video_model, args.audio_model, args.size, args.device)
-    world = LatentFolder(Path(args.data), *sides, args.pairing, GROUP)
+    world = LatentFolder(Path(args.data), *sides, args.pairing, GROUP, args.hold_out)
     return world, world.models
 
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     sde, out = VPSDE(), args.out
-    world, bases = open_models(args) if args.video_model else (open_world(args.data, args.size), ())
+    world, bases = open_models(args) if args.video_model else (open_world(args.data, args.size, args.hold_out), ())
     network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world)).to(args.device)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
     optimizers = make_optimizers(network, args.model, args.lr)
@@ -192,6 +193,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", choices=tuple(BUDGETS), default="discriminator")
     parser.add_argument("--data", help="xylophone (default), or a folder of clips")
+    parser.add_argument(
+        "--hold-out", type=float, metavar="SHARE", help="of a folder's files, not trained on (default 0)"
+    )
     parser.add_argument("--size", type=int, help="pixels a side, half as many frames at 8 a second (default 32)")
     parser.add_argument("--video-model", metavar="NAME", help="a diffusers video pipeline, a folder or a hub name")
     parser.add_argument("--audio-model", metavar="NAME", help="an AudioLDM pipeline; the README has what fits")
@@ -233,6 +237,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.out = args.out or Path("runs") / args.model
     if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         parser.error("--compile needs a C++ compiler: install g++, or train without")
+    if not 0 <= args.hold_out < 1:
+        parser.error("--hold-out is a share of the files: from 0 up to, but not 1")
     if any(models) and (not all(models) or args.model != "discriminator" or args.data == "xylophone"):
         parser.error("--video-model and --audio-model go together, with --data FOLDER, and take a discriminator")
     if any(models) and args.fakes == "generated":
