@@ -12,6 +12,7 @@ loss (double backpropagation), each without the base models; the steps of the ba
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from checkpoint import NETWORKS, options_of  # noqa: E402, the project's files lie one folder up
+import media  # noqa: E402, the project's files lie one folder up
+from checkpoint import NETWORKS, options_of  # noqa: E402
+from clips import ClipFolder  # noqa: E402
 from data import Xylophone  # noqa: E402
 from discriminator import discriminator_loss  # noqa: E402
 from files import run_main, save_json  # noqa: E402
@@ -33,10 +36,20 @@ from score import VPSDE, FrozenModel  # noqa: E402
 MATRIX_WORK = ("mm", "conv", "gemm", "linear", "cutlass", "wgmma")  # in the names of operations and of GPU kernels
 
 
-def make_parts(size: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
+def clip_folder(path: Path, world: Xylophone, n: int = 24) -> ClipFolder:
+    """n clips of the world, twice as long as a window, as files; decoded once, as training finds them."""
+    frames, waveforms, _ = world.render(2 * n, torch.Generator().manual_seed(1))
+    pairs = zip(frames.unflatten(0, (n, 2)).flatten(1, 2), waveforms.unflatten(0, (n, 2)).flatten(1), strict=True)
+    for k, (picture, sound) in enumerate(pairs):
+        media.save_mp4(path / f"{k}.mp4", picture, sound, world.fps, scale=1)
+    return ClipFolder(path, world.size)
+
+
+def make_parts(size: int, batch: int, device: str, clips: Path) -> dict[str, Callable[[], None]]:
     """What is timed: each a function that does one step at noise level t = 0.5."""
     torch.manual_seed(0)
     sde, world, generator = VPSDE(), Xylophone(size), torch.Generator().manual_seed(0)
+    folder = clip_folder(clips, world)
     networks = {kind: network(**options_of(kind, world)).to(device) for kind, network in NETWORKS.items()}
     frozen = [FrozenModel(NETWORKS[kind](size).to(device), sde, "x0") for kind in ("video", "audio")]
     pair = tuple(x.to(device) for x in world.batch(batch, generator))
@@ -62,6 +75,7 @@ def make_parts(size: int, batch: int, device: str) -> dict[str, Callable[[], Non
         "guided sampler step": lambda: guided(pair, t),
         "joint model's sampler step": lambda: joint_eps(pair, t),
         "a batch of the world": lambda: world.batch(batch, generator),
+        "a batch of a folder of clips": lambda: folder.batch(batch, generator),
         "base models asked in training": forwards,
         "discriminator, first order": lambda: step_of(0.0),
         "discriminator, double backprop": lambda: step_of(1.0),
@@ -117,15 +131,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.size < 32 or args.size % 16 or args.batch < 1 or args.batch % GROUP or args.rounds < 1:
         parser.error(f"--size must be a multiple of 16 from 32 on, --batch one of {GROUP}, and --rounds at least 1")
 
-    parts = make_parts(args.size, args.batch, args.device)
-    memory = {name: peak_memory(run, args.device) for name, run in parts.items()}  # and their first, slower run
-    turns = [{name: timed(run, args.device) for name, run in parts.items()} for _ in range(args.rounds)]
+    with tempfile.TemporaryDirectory() as clips:
+        parts = make_parts(args.size, args.batch, args.device, Path(clips))
+        memory = {name: peak_memory(run, args.device) for name, run in parts.items()}  # and their first, slower run
+        turns = [{name: timed(run, args.device) for name, run in parts.items()} for _ in range(args.rounds)]
     seconds = {name: statistics.median(turn[name] for turn in turns) for name in parts}
-    asked, first, double = (seconds[name] for name in list(parts)[4:7])
+    loaded, asked, first, double = (seconds[name] for name in list(parts)[4:8])
     ratios = {
         "guided / unguided sampler step": seconds["guided sampler step"] / seconds["unguided sampler step"],
         "double backprop / first order": double / first,
         "discriminator's step / (first order + base models)": (double + asked) / (first + asked),
+        "clips loaded / clips trained on, per second": (double + asked) / loaded,
     }
     print(f"size {args.size}, batch {args.batch}, {args.device}, {torch.get_num_threads()} threads")
     for name in parts:

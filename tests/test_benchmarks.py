@@ -15,12 +15,13 @@ from score import VPSDE
 def test_speed_reports_every_part_its_memory_and_the_ratios(tmp_path, capsys):
     speed.main(["--batch", "4", "--rounds", "1", "--profile", "--out", str(tmp_path), "--device", "cpu"])
     report = json.loads((tmp_path / "report.json").read_text())
-    assert len(report["seconds"]) == 10 and min(report["seconds"].values()) > 0
+    assert len(report["seconds"]) == 11 and min(report["seconds"].values()) > 0
     assert report["peak_memory_mb"].keys() == report["seconds"].keys()
     assert set(report["ratios"]) == {
         "guided / unguided sampler step",
         "double backprop / first order",
         "discriminator's step / (first order + base models)",
+        "clips loaded / clips trained on, per second",
     }
     assert all(0 < share < 1 for share in report["matrix_work"].values()) and len(report["matrix_work"]) == 2
     assert "steps/s" in capsys.readouterr().out
