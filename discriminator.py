@@ -146,7 +146,7 @@ class JointDiscriminator(nn.Module):
         audio_shape: tuple = (1, 64, 128),
         text: tuple[int, int] = (0, 0),
         width: int = 96,
-        embedding: int = 32,
+        embedding: int = 24,
         filters: int = 16,
         fusion: tuple = (1, 2, 4),
     ):
