@@ -62,6 +62,8 @@ class ClipFolder:
         return video, media.log_mel(waveform) if only != "video" else None
 
 
-def open_world(data: str, size: int, hold_out: float = 0.0, part: str = "train") -> Xylophone | ClipFolder:
-    """The world that --data names: xylophone or a folder."""
-    return Xylophone(size) if data == "xylophone" else ClipFolder(Path(data), size, hold_out, part)
+def open_world(
+    data: str, size: int, hold_out: float = 0.0, part: str = "train", device: str = "cpu"
+) -> Xylophone | ClipFolder:
+    """The world that --data names: xylophone, drawn on `device`, or a folder."""
+    return Xylophone(size, device) if data == "xylophone" else ClipFolder(Path(data), size, hold_out, part)

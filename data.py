@@ -29,14 +29,17 @@ SPEED_MAX = GRAVITY * FLIGHT[1] / 2
 
 
 class Xylophone:
-    """The world, drawn from a seed in batches: size / 2 frames (T, H, W) at 8 fps; sound at media.SAMPLE_RATE."""
+    """The world, drawn from a seed in batches: size / 2 frames (T, H, W) at 8 fps; sound at media.SAMPLE_RATE.
 
-    def __init__(self, size: int = 32):
-        self.size, self.frames, self.fps = size, size // 2, 8
+    A seed gives the same clips on every device, where they are drawn and played, to rounding.
+    """
+
+    def __init__(self, size: int = 32, device: str = "cpu"):
+        self.size, self.frames, self.fps, self.device = size, size // 2, 8, device
         self.seconds = self.frames / self.fps
         self.samples = int(self.seconds * media.SAMPLE_RATE)
         self.shapes = (3, self.frames, size, size), (1, media.N_MELS, self.samples // media.HOP)
-        self.notes = self._notes()
+        self.notes = self._notes().to(device)
 
     def batch(self, n: int, generator: torch.Generator, only: str = "both") -> tuple[Tensor | None, Tensor | None]:
         """n pairs ready for the models: video (n, 3, T, H, W) and log-mel audio (n, 1, n_mels, L), in [-1, 1].
@@ -79,12 +82,13 @@ class Xylophone:
         bars = torch.randint(len(SCALE), (n, count), generator=generator)
         drop = DROP[0] + (DROP[1] - DROP[0]) * torch.rand(n, generator=generator)
         speed = torch.cat([torch.sqrt(2 * GRAVITY * drop)[:, None], GRAVITY * flight / 2], dim=1)
-        return {"times": times, "bars": bars, "loudness": (speed / SPEED_MAX) ** 2, "flight": flight, "drop": drop}
+        score = {"times": times, "bars": bars, "loudness": (speed / SPEED_MAX) ** 2, "drop": drop}
+        return {name: value.to(self.device) for name, value in score.items()}
 
     def _draw(self, score: dict[str, Tensor]) -> Tensor:
         """Frames uint8 (n, T, H, W, 3): bars that glow when struck, and a ball with soft edges."""
         times, bars, drop = score["times"], score["bars"], score["drop"]
-        now = torch.arange(self.frames) / self.fps  # (T,)
+        now = torch.arange(self.frames, device=self.device) / self.fps  # (T,)
         since = now[None, :, None] - times[:, None]  # (n, T, K)
         landed = (since >= 0).sum(2)  # (n, T): impacts so far
 
@@ -98,22 +102,23 @@ class Xylophone:
         y = BAR_TOP + RADIUS + height.clamp(min=0)
 
         struck = torch.nn.functional.one_hot(bars, len(SCALE)).float()  # (n, K, bars)
-        strength = torch.where(since >= 0, torch.exp(-since.clamp(min=0) / GLOW_DECAY), torch.zeros(()))
+        strength = torch.where(since >= 0, torch.exp(-since.clamp(min=0) / GLOW_DECAY), 0.0)
         glow = torch.einsum("ntk,nk,nkb->ntb", strength, score["loudness"].sqrt(), struck).clamp(max=1)
 
-        axis = (torch.arange(self.size) + 0.5) / self.size
+        axis = (torch.arange(self.size, device=self.device) + 0.5) / self.size
         column = (axis * len(SCALE)).long()  # (W,): the bar above which a pixel lies
         rise = 1 - axis  # (H,): height of a pixel row above the floor
-        length = BAR_TOP - 0.01 * torch.arange(len(SCALE))[column]  # low notes have long bars
+        length = BAR_TOP - 0.01 * column  # low notes have long bars
         is_bar = (rise[:, None] < BAR_TOP) & (rise[:, None] > BAR_TOP - length)  # (H, W)
-        colour = torch.tensor(PALETTE)[column] / 255.0  # (W, 3)
+        colour = torch.tensor(PALETTE, device=self.device)[column] / 255.0  # (W, 3)
         light = glow[:, :, column][:, :, None, :, None]  # (n, T, 1, W, 1)
         lit = 0.55 * colour + (1 - 0.55 * colour) * light
-        picture = torch.where(is_bar[..., None], lit, torch.tensor(BACKGROUND) / 255.0)  # (n, T, H, W, 3)
+        background, ball = (torch.tensor(c, device=self.device) / 255.0 for c in (BACKGROUND, BALL))
+        picture = torch.where(is_bar[..., None], lit, background)  # (n, T, H, W, 3)
 
         distance = torch.hypot(axis - x[..., None, None], rise[:, None] - y[..., None, None])  # (n, T, H, W)
         cover = ((RADIUS - distance) * self.size + 0.5).clamp(0, 1)[..., None]
-        picture = picture + cover * (torch.tensor(BALL) / 255.0 - picture)
+        picture = picture + cover * (ball - picture)
         return (picture * 255).round().to(torch.uint8)
 
     def _notes(self) -> Tensor:
@@ -129,10 +134,9 @@ class Xylophone:
 
     def _play(self, score: dict[str, Tensor]) -> Tensor:
         """Waveform (n, samples): each hit's note, from the sample nearest its impact on."""
-        waveform = torch.zeros(len(score["times"]), self.samples)
-        starts = (score["times"] * media.SAMPLE_RATE).round().long()
-        for clip, (start, bars, loudness) in enumerate(zip(starts, score["bars"], score["loudness"], strict=True)):
-            for s, bar, gain in zip(start.tolist(), bars.tolist(), loudness.tolist(), strict=True):
-                if s < self.samples:
-                    waveform[clip, s:] += gain * self.notes[bar, : self.samples - s]
+        starts = (score["times"] * media.SAMPLE_RATE).round().long().clamp(max=self.samples)
+        late = torch.cat([torch.zeros_like(self.notes), self.notes], 1).unfold(1, self.samples, 1)
+        waveform = 0
+        for start, bar, gain in zip(starts.T, score["bars"].T, score["loudness"].T, strict=True):
+            waveform = waveform + gain[:, None] * late[bar, self.samples - start]  # the note, after silence up to start
         return waveform.clamp(-1, 1)

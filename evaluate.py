@@ -48,9 +48,9 @@ def generate(
 
     `given` may hold the given_video or the given_audio of all of them.
     """
-    start, parts, generator = time.time(), [], torch.Generator().manual_seed(seed)
+    start, parts = time.time(), []
     for first in tqdm(range(0, n, BATCH), desc=name):
-        rows = slice(first, min(first + BATCH, n))
+        rows, generator = slice(first, min(first + BATCH, n)), torch.Generator().manual_seed(seed * 2**32 + first)
         known = {key: value[rows] for key, value in (given or {}).items()}
         clips = draw_clips(*((rows.stop - first, *shape) for shape in shapes), generator=generator, **known)
         parts.append([x.cpu() for x in clips])

@@ -41,11 +41,11 @@ def logit_normal(u: Tensor, sde: VPSDE) -> Tensor:
     return torch.sigmoid(LEVEL_MEAN + LEVEL_SPREAD * torch.special.ndtri(u.double())).float().clamp(sde.t_min, 1)
 
 
-def ahead(make: Callable[[int], tuple], first: int) -> Iterator[tuple]:
-    """make(first), make(first + 1), ..., each made on one core by one of two threads, while earlier ones are in use."""
-    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        coming = deque(pool.submit(make, first + k) for k in range(4))
-        for k in itertools.count(first + 4):
+def ahead(make: Callable[[int], tuple], first: int, threads: int = 2) -> Iterator[tuple]:
+    """make(first), make(first + 1), ..., each made on one core by one of the threads, while earlier ones are in use."""
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        coming = deque(pool.submit(make, first + k) for k in range(2 * threads))
+        for k in itertools.count(first + 2 * threads):
             yield coming.popleft().result()
             coming.append(pool.submit(make, k))
 
