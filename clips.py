@@ -15,7 +15,7 @@ from torch import Tensor
 
 import index
 import media
-from data import Xylophone
+from data import ALL, Xylophone
 
 
 class ClipFolder:
@@ -41,23 +41,26 @@ class ClipFolder:
         self.names = np.array([index.key(entry) for entry in usable], dtype="S24")
         self.lengths = np.array([(entry["frames"], entry["samples"]) for entry in usable])
 
-    def windows(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def windows(self, n: int, generator: torch.Generator, rows: slice = ALL) -> tuple[Tensor, Tensor]:
         """n random windows: frames uint8 (n, T, H, W, 3) and waveform (n, samples), cut at the same frame boundary."""
-        frames, waveforms = [], []
-        for row in torch.randint(len(self.names), (n,), generator=generator).tolist():
-            n_frames, n_samples = self.lengths[row].tolist()
+        picked = []
+        for clip in torch.randint(len(self.names), (n,), generator=generator).tolist():
+            n_frames, n_samples = self.lengths[clip].tolist()
             last = min(n_frames - self.frames, int((n_samples - self.samples) * self.fps / media.SAMPLE_RATE))
-            k = int(torch.randint(last + 1, (), generator=generator))
-            start = round(k * media.SAMPLE_RATE / self.fps)
-            stem = self.cache / self.names[row].decode()
+            picked.append((clip, int(torch.randint(last + 1, (), generator=generator))))
+        frames, waveforms = [], []
+        for clip, k in picked[rows]:
+            stem, start = self.cache / self.names[clip].decode(), round(k * media.SAMPLE_RATE / self.fps)
             picture, sound = (np.load(f"{stem}.{kind}.npy", mmap_mode="r") for kind in ("frames", "sound"))
             frames.append(torch.from_numpy(picture[k : k + self.frames].copy()))
             waveforms.append(torch.from_numpy(sound[start : start + self.samples].copy()))
         return torch.stack(frames), torch.stack(waveforms).float() / 32767
 
-    def batch(self, n: int, generator: torch.Generator, only: str = "both") -> tuple[Tensor | None, Tensor | None]:
-        """n pairs ready for the models, video (n, 3, T, H, W) and log-mel audio (n, 1, n_mels, L)."""
-        frames, waveform = self.windows(n, generator)
+    def batch(
+        self, n: int, generator: torch.Generator, only: str = "both", rows: slice = ALL
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """n pairs, of which `rows`, as data.Xylophone gives them."""
+        frames, waveform = self.windows(n, generator, rows)
         video = media.to_video(frames) if only != "audio" else None
         return video, media.log_mel(waveform) if only != "video" else None
 

@@ -25,6 +25,7 @@ FLIGHT = (0.45, 0.8)  # seconds between two impacts
 DROP = (0.25, 0.56)  # height from which the ball is released, in picture heights
 BAR_TOP, RADIUS = 0.25, 0.085  # picture heights
 GLOW_DECAY = 0.3  # seconds
+ALL = slice(None)
 SPEED_MAX = GRAVITY * FLIGHT[1] / 2
 
 
@@ -41,12 +42,14 @@ class Xylophone:
         self.shapes = (3, self.frames, size, size), (1, media.N_MELS, self.samples // media.HOP)
         self.notes = self._notes().to(device)
 
-    def batch(self, n: int, generator: torch.Generator, only: str = "both") -> tuple[Tensor | None, Tensor | None]:
+    def batch(
+        self, n: int, generator: torch.Generator, only: str = "both", rows: slice = ALL
+    ) -> tuple[Tensor | None, Tensor | None]:
         """n pairs ready for the models: video (n, 3, T, H, W) and log-mel audio (n, 1, n_mels, L), in [-1, 1].
 
-        `only` "video" or "audio" spares the rendering of the other, which is then None.
+        `only` "video" or "audio" spares the rendering of the other, which is then None; `rows` that of all other rows.
         """
-        score = self._compose(n, generator)
+        score = {name: x[rows] for name, x in self._compose(n, generator).items()}
         video = media.to_video(self._draw(score)) if only != "audio" else None
         return video, media.log_mel(self._play(score)) if only != "video" else None
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import checkpoint
 import media
+from data import ALL
 from index import find_clips, held_out
 from pretrained import FPS, FRAMES, Side
 from prompts import pooled
@@ -98,22 +99,24 @@ class LatentFolder:
         if keys or skipped:
             flush()
 
-    def batch(self, n: int, generator: torch.Generator, only: str = "both") -> tuple[Tensor, Tensor, dict]:
-        """n pairs of latents in groups with one prompt, and what the networks are told (pairs.perturb_pairs)."""
+    def batch(
+        self, n: int, generator: torch.Generator, only: str = "both", rows: slice = ALL
+    ) -> tuple[Tensor, Tensor, dict]:
+        """n pairs of latents, of which `rows`, in groups with one prompt; what networks are told (perturb_pairs)."""
 
         def draw(numbers: list[int], k: int) -> list[int]:
             return [numbers[i] for i in torch.randperm(len(numbers), generator=generator)[:k].tolist()]
 
-        rows, told = [], []
+        drawn, told = [], []
         for _ in range(n // self.group):
             prompt = self.windows[int(torch.randint(len(self.windows), (), generator=generator))][2]
             same = self.of_prompt[prompt]
             if len(same) < 2 or torch.rand((), generator=generator) < DROPPED:
                 prompt, same = 0, range(len(self.windows))
-            drawn = draw(same, self.group)
-            rows += (drawn * self.group)[: self.group]  # a prompt may have fewer windows than a group has places
+            # a prompt may have fewer windows than a group has places
+            drawn += (draw(same, self.group) * self.group)[: self.group]
             told += [prompt] * self.group
-        picked = [(self.shards[k], row) for k, row, _ in (self.windows[i] for i in rows)]
+        told, picked = told[rows], [(self.shards[k], row) for k, row, _ in (self.windows[i] for i in drawn[rows])]
         video, audio = (torch.stack([shard[x][row] for shard, row in picked]).float() for x in ("video", "audio"))
         conditions = tuple(tuple(x[told] for x in condition) for condition in self.conditions)
         return video, audio, {"conditions": conditions, "text": tuple(map(pooled, conditions))}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import distributed
 from discriminator import discriminator_loss
 from guidance import sample
 from pairs import both, joint_and_conditional, perturb_pairs
@@ -83,8 +84,8 @@ def mixed_precision(device: torch.device, inference: bool = False) -> torch.auto
 def make_objective(
     args: argparse.Namespace, network: nn.Module, world, sde: VPSDE, bases: tuple
 ) -> tuple[Callable[[int], tuple], Callable[[tuple], tuple[Tensor, dict[str, Tensor], Tensor]]]:
-    """make_batch(k) and loss_of(batch) -> (loss, parts per sample, t)."""
-    device = torch.device(args.device)
+    """make_batch(k) and loss_of(batch) -> (loss, parts per sample, t), of this process's rows of batch k."""
+    device, rows = torch.device(args.device), distributed.rows(args.batch)
 
     def randomness(k: int) -> torch.Generator:
         return torch.Generator().manual_seed(args.seed * 2**32 + k)
@@ -92,29 +93,28 @@ def make_objective(
     def denoising_batch(k: int) -> tuple:
         generator = randomness(k)
         only = "both" if args.model == "joint" else args.model
-        x0 = tuple(x.to(device) for x in world.batch(args.batch, generator, only) if x is not None)
-        t = sde.t_min + (1 - sde.t_min) * stratified(args.batch, generator)
-        eps = tuple(torch.randn(x.shape, generator=generator).to(device) for x in x0)
+        x0 = tuple(x.to(device) for x in world.batch(args.batch, generator, only, rows) if x is not None)
+        t = sde.t_min + (1 - sde.t_min) * stratified(args.batch, generator)[rows]
+        eps = tuple(torch.randn(args.batch, *x.shape[1:], generator=generator)[rows].to(device) for x in x0)
         return x0, t.to(device), eps
 
     def discriminator_batch(k: int) -> tuple:
         generator = randomness(k)
-        *real, told = (
-            world.batch(args.batch, generator) if args.video_model else (*world.batch(args.batch, generator), {})
-        )
-        real = [x.to(device) for x in real]
+        video, audio, *told = world.batch(args.batch, generator, rows=rows)
+        real = [x.to(device) for x in (video, audio)]
         t = logit_normal(stratified(args.batch // GROUP, generator), sde)
         t = world.levels(t) if args.video_model else t
         levels = joint_and_conditional(t, sde.t_min, generator)
-        t = tuple(level.repeat_interleave(GROUP).to(device) for level in levels)
+        t = tuple(level.repeat_interleave(GROUP)[rows].to(device) for level in levels)
+        told = told[0] if told else {}
         with mixed_precision(device, inference=True):
             ask_base = args.noise_weight > 0 and k >= args.warmup
-            noisy = perturb_pairs(*bases, real, t, generator, ask_base, **told)
+            noisy = perturb_pairs(*bases, real, t, generator, ask_base, share=(args.batch, rows), **told)
         if args.fakes == "shuffled":
             return noisy, None
-        rows = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)
-        fakes = [x[rows].float().to(device) for x in fake_pool]
-        return noisy, perturb_pairs(*bases, fakes, t, generator, ask_base=False)
+        drawn = torch.randint(len(fake_pool[0]), (args.batch,), generator=generator)[rows]
+        fakes = [x[drawn].float().to(device) for x in fake_pool]
+        return noisy, perturb_pairs(*bases, fakes, t, generator, ask_base=False, share=(args.batch, rows))
 
     def discriminator_step(batch: tuple) -> tuple:
         real, generated = batch

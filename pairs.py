@@ -28,14 +28,14 @@ def joint_and_conditional(t: Levels, t_min: float, generator: torch.Generator | 
     return tuple(torch.where(order % 4 == clean, t_min, level) for clean, level in enumerate(both(t)))
 
 
-def mirrored_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal eps for x (B, ...), of which the second half of the batch is minus the first.
+def mirrored_noise(n: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal eps for n clips like those of x (B, ...), of which the second half is minus the first.
 
     Where the two halves hold the same clips at the same t, what the noise loss cannot explain, 2 r . eps, cancels
     between them to first order at small t, and its gradient has far less variance.
     """
-    half = torch.randn((len(x) + 1) // 2, *x.shape[1:], generator=generator, dtype=x.dtype)
-    return torch.cat([half, -half])[: len(x)].to(x.device)
+    half = torch.randn((n + 1) // 2, *x.shape[1:], generator=generator, dtype=x.dtype)
+    return torch.cat([half, -half])[:n]
 
 
 def shuffled(x: Tensor, shift: int, group: int) -> Tensor:
@@ -66,13 +66,16 @@ def perturb_pairs(
     ask_base: bool = True,
     conditions: tuple[tuple[Tensor, ...], ...] = ((), ()),
     text: tuple[Tensor, ...] = (),
+    share: tuple[int, slice] | None = None,
 ) -> Noisy:
     """Clean pairs (video (B, ...), audio (B, ...)) at noise levels t, with what the frozen base models say of them.
 
     `conditions` are what each base model takes beside x_t and t, tensors (B, ...); `text` is for the discriminator.
+    A `share` (n, rows) says that the pairs are these rows of n, whose noise is drawn as one.
     """
     sde = video_model.sde
-    eps = [mirrored_noise(x, generator) for x in pairs]
+    n, rows = share or (len(pairs[0]), slice(None))
+    eps = [mirrored_noise(n, x, generator)[rows].to(x.device) for x in pairs]
     noisy = [sde.perturb(x, level, e) for x, level, e in zip(pairs, both(t), eps, strict=True)]
     if not ask_base:
         return Noisy(*noisy, t, None, text)

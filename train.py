@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
+import distributed
 import figures
 import log
 import pretrained
@@ -108,13 +109,14 @@ def open_data(args: argparse.Namespace) -> tuple:
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     sde, out = VPSDE(), args.out
-    world, bases = open_data(args)
+    with distributed.rank_0_first():
+        world, bases = open_data(args)
     network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world)).to(args.device)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
     optimizers = make_optimizers(network, args.model, args.lr)
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
     run = {"step": 0, "seconds": 0.0, "history": []}
-    if args.resume:
+    if args.resume or (distributed.RESTARTED and (out / "last.pt").exists()):
         state = checkpoint.load(out / "last.pt", args.device)
         network.load_state_dict(state["model"])
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
@@ -131,8 +133,11 @@ def train(args: argparse.Namespace) -> None:
     elif args.compile:
         network.compile()
     make_batch, loss_of = make_objective(args, network, world, sde, asked)
+    loss_of = distributed.shared(network, loss_of)
 
     def save() -> None:
+        if distributed.rank() > 0:
+            return
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         network_options = checkpoint.options_of(args.model, world)
         common = {"kind": args.model, "options": network_options, "args": options, "step": run["step"]}
@@ -147,25 +152,29 @@ def train(args: argparse.Namespace) -> None:
         figures.save_curves(out / "loss.png", run["history"])
         save_json(out / "report.json", log.summary(run))
 
-    for kind in ("video", "audio") if bases and not args.video_model else ():
+    for kind in ("video", "audio") if bases and not args.video_model and distributed.rank() == 0 else ():
         checkpoint.save(out / f"{kind}.pt", checkpoint.load(args.bases / f"{kind}.pt"))
     start, saved, window = time.time() - run["seconds"], time.time(), []
     threads = 4 if args.device.startswith("cuda") else 2  # a GPU takes batches faster than two threads make them
-    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
-    bar = tqdm(total=1000, initial=int(1000 * progress_of(run, args)), bar_format=form, desc=args.model)
-    with interruptible() as asked, bar, contextlib.closing(ahead(make_batch, run["step"], threads)) as batches:
-        while not asked.is_set() and (progress := progress_of(run, args)) < 1:
+    form, quiet = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}", distributed.rank() > 0
+    bar = tqdm(total=1000, initial=int(1000 * progress_of(run, args)), bar_format=form, desc=args.model, disable=quiet)
+    with interruptible() as stop, bar, contextlib.closing(ahead(make_batch, run["step"], threads)) as batches:
+        while True:
+            stopped, progress = distributed.agree(float(stop.is_set()), progress_of(run, args))
+            if stopped or progress >= 1:
+                break
             for optimizer, rate in zip(optimizers, rates, strict=True):
                 optimizer.param_groups[0]["lr"] = rate * learning_rate(run["step"], progress)
             loss, parts, t = loss_of(next(batches))
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {run['step']}; {out}/last.pt holds the last good state: "
-                    "resume it with a lower --lr"
-                )
             network.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            if not torch.isfinite(norm):  # of all processes, as the loss of one is not
+                save()
+                raise FloatingPointError(
+                    f"the loss is {loss.item():g} and its gradient {norm.item():g} in batch {run['step']} of --seed "
+                    f"{args.seed}; {out}/last.pt holds the weights before it: resume it with a lower --lr"
+                )
             for optimizer in optimizers:
                 optimizer.step()
             update_ema(ema, network, run["step"])
@@ -183,8 +192,9 @@ def train(args: argparse.Namespace) -> None:
     if window:
         run["history"].append(log.average(window, run["step"]))
     save()
-    state = "stopped; go on with python train.py --resume" if asked.is_set() else "done; loss.png and all else are in"
-    print(f"{args.model}: {run['step']} steps in {run['seconds']:.0f} s, {state} {out}")
+    state = "stopped; go on with python train.py --resume" if stopped else "done; loss.png and all else are in"
+    if distributed.rank() == 0:
+        print(f"{args.model}: {run['step']} steps in {run['seconds']:.0f} s, {state} {out}")
 
 
 def progress_of(run: dict, args: argparse.Namespace) -> float:
@@ -257,7 +267,10 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core makes the next batch
     torch.backends.cuda.matmul.allow_tf32 = True
-    train(args)
+    with distributed.processes(args.device) as args.device:
+        if args.batch % (GROUP * distributed.count()):
+            raise ValueError(f"--batch {args.batch} must be a multiple of {GROUP} for each of the processes")
+        train(args)
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def test_cross_entropy_equals_one_computed_pair_by_pair():
     t = torch.tensor([0.1, 0.4], dtype=torch.float64).repeat_interleave(4)
     loss, _ = loss_of(network, (x, y), t, torch.Generator().manual_seed(4), noise_weight=0.0, group=4)
     noise = torch.Generator().manual_seed(4)
-    xt, yt = (SDE.perturb(z, t, mirrored_noise(z, noise)) for z in (x, y))
+    xt, yt = (SDE.perturb(z, t, mirrored_noise(len(z), z, noise)) for z in (x, y))
     total = 0.0
     for i in range(8):
         for j in range(i // 4 * 4, i // 4 * 4 + 4):
@@ -292,7 +292,7 @@ def test_cross_entropy_equals_one_computed_pair_by_pair():
 
 
 def test_mirrored_noise_is_standard_and_mirrored(generator):
-    eps = mirrored_noise(torch.zeros(20_001, 3), generator)
+    eps = mirrored_noise(20_001, torch.zeros(1, 3), generator)
     assert_close(eps[:10_000], -eps[10_001:])
     assert_close(eps[:10_001].std(0), torch.ones(3), atol=0.03, rtol=0)
 

@@ -57,7 +57,7 @@ def test_what_the_residual_explains_is_all_for_the_missing_noise_itself(bases, g
 
         def missing(logit, vt, at, t, sde, scale=scale):
             noise = torch.Generator().manual_seed(9)
-            eps = [mirrored_noise(x, noise) for x in (vt, at)]
+            eps = [mirrored_noise(len(x), x, noise) for x in (vt, at)]
             return tuple(scale * (e - m(x, t)).detach() for e, m, x in zip(eps, models, (vt, at), strict=False))
 
         monkeypatch.setattr(information, "residual_noise", missing)
