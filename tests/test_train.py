@@ -135,10 +135,10 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(bases, 
     train.train(train.parse(small(bases, tmp_path)))
     before = weights(tmp_path)
 
-    def broken(*_):
-        return torch.tensor(torch.nan, requires_grad=True), {}, torch.zeros(4)
+    def broken(args, network, *_):
+        return lambda k: (), lambda batch: (torch.nan * next(network.parameters()).sum(), {}, torch.zeros(4))
 
-    monkeypatch.setattr(train, "make_objective", lambda *_: (lambda k: (), broken))
+    monkeypatch.setattr(train, "make_objective", broken)
     with pytest.raises(FloatingPointError, match="the loss is nan and its gradient nan in batch 6 of --seed 0"):
         train.train(train.parse(["--resume", str(tmp_path), "--steps", "9"]))
     after = checkpoint.load(tmp_path / "last.pt")
