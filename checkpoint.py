@@ -7,6 +7,8 @@ enough to sample from. `pretrained/` is such a folder. `last.pt` is all that res
 Used by train.py to write them, by sample.py and evaluate.py to read them.
 """
 
+import io
+import os
 from pathlib import Path
 
 import torch
@@ -30,8 +32,12 @@ def options_of(kind: str, world) -> dict:
 
 
 def save(path: Path, state: dict) -> None:
-    with atomic(path) as temporary:
-        torch.save(state, temporary)
+    buffer = io.BytesIO()  # a full disk fails in one write of bytes, not somewhere inside torch
+    torch.save(state, buffer)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # a machine that goes down after the rename has the whole file
 
 
 def load(path: Path, device: str = "cpu", mmap: bool = False) -> dict:

@@ -1,12 +1,12 @@
-"""Several processes that train as one: PyTorch's own DDP, started by torchrun.
+"""Several processes that work as one: PyTorch's own, started by torchrun; DDP where they train.
 
     torchrun --nproc-per-node 2 train.py --steps 16000
 
 Batch k is the same function of the seed and of k for any number of processes; each works on its rows of it, and DDP
-averages the gradients, so that they are those of one process (to rounding). One process, rank 0, writes. Without
-torchrun every function here is that of a single process.
+averages the gradients, so that they are those of one process (to rounding). Clips are shared by many.py. One process,
+rank 0, writes. Without torchrun every function here is that of a single process.
 
-Used by train.py, objective.py.
+Used by train.py, objective.py, many.py, sample.py and evaluate.py.
 """
 
 import os
@@ -72,6 +72,15 @@ def agree(*values: float) -> tuple[float, ...]:
         shared = shared.cuda()
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return tuple(shared.tolist())
+
+
+def union(parts: dict) -> dict:
+    """What all processes hold, in each of them."""
+    if count() == 1:
+        return parts
+    held = [None] * count()
+    dist.all_gather_object(held, parts)
+    return {key: value for part in held for key, value in part.items()}
 
 
 class Step(nn.Module):

@@ -2,6 +2,7 @@
 
     python evaluate.py                      the shipped weights, 512 clips a system
     python evaluate.py --run runs/mine      a discriminator of your own
+    torchrun --nproc-per-node 4 evaluate.py --n 10000       clips drawn by four processes
 
 real         held-out pairs of the world                shuffled     the same, sound and picture of different clips
 independent  the two base models, each on its own       guided       the same with the discriminator's gradient
@@ -14,17 +15,17 @@ Below, by noise level on held-out real pairs: how well real and shuffled are tol
 of the noise eps - eps_base that the base models leave.
 """
 
+import script  # isort: skip, before what takes seconds to import
+
 import argparse
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import checkpoint
+import distributed
 import figures
 import hits
 import media
@@ -32,30 +33,14 @@ import sync
 from clips import open_world
 from data import Xylophone
 from fidelity import RandomFeatures, frechet, seam, statistics
-from files import run_main, save_json
 from guidance import SOLVERS, by_noise_level, draw, sample, unguided_eps
-from information import BATCH, MODALITIES, by_level, mutual_information
+from information import MODALITIES, by_level, mutual_information
+from manifest import save_report
+from many import generate
 
 INFORMATION_LEVELS = (0.1, 0.8)  # the noise levels over which information is summed: training hardly looks beyond
 REFERENCE = 1024  # clips, at least, that a system is compared with
 SYNC, HALVES = 1000, 256  # clips, at most, on which sync is judged, and to which a second half is made
-
-
-def generate(
-    draw_clips: Callable[..., tuple], shapes: list, seed: int, n: int, name: str, given: dict[str, Tensor] | None = None
-) -> tuple:
-    """n clips, video as a file holds it (8 bits a channel) and audio, and the seconds that one took.
-
-    `given` may hold the given_video or the given_audio of all of them.
-    """
-    start, parts = time.time(), []
-    for first in tqdm(range(0, n, BATCH), desc=name):
-        rows, generator = slice(first, min(first + BATCH, n)), torch.Generator().manual_seed(seed * 2**32 + first)
-        known = {key: value[rows] for key, value in (given or {}).items()}
-        clips = draw_clips(*((rows.stop - first, *shape) for shape in shapes), generator=generator, **known)
-        parts.append([x.cpu() for x in clips])
-    video, audio = (torch.cat(x) for x in zip(*parts, strict=True))
-    return media.to_video(media.to_frames(video)), audio, (time.time() - start) / n
 
 
 def held_out(world, n: int, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -67,6 +52,7 @@ def held_out(world, n: int, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Ten
 def compare(clips: dict[str, tuple], reference: tuple[Tensor, Tensor], world: Xylophone | None) -> tuple[dict, dict]:
     """The table's row for each system's (video, audio, seconds per clip), and the hits found in its clips.
 
+    Pictures are compared as a file holds them, with 8 bits a channel.
     Without a world (clips of a folder) there are no hits to be found, and Frechet distances alone.
     """
     features = RandomFeatures(3, 3), RandomFeatures(1, 2)
@@ -74,6 +60,7 @@ def compare(clips: dict[str, tuple], reference: tuple[Tensor, Tensor], world: Xy
     systems, found = {}, {}
     for name, (video, audio, seconds) in clips.items():
         row = {"hit_f1": None, "pitch_accuracy": None, "alignment": None, "onset_error_ms": None}
+        video = media.to_video(media.to_frames(video))
         if world:
             found[name] = {"video": video, "audio": audio, "seen": hits.see(video), "heard": hits.hear(audio)}
             row |= hits.agreement(found[name]["seen"], found[name]["heard"])
@@ -103,13 +90,14 @@ def continuation(draws: dict, real: tuple[Tensor, Tensor], world: Xylophone, see
     shapes, n, rows = [x.shape[1:] for x in real], len(real[0]), {}
     clips = {name: (partial(f, keep=keep), shapes, seed, n, f"{name}, second half", given) for name, f in draws.items()}
     for name, (video, audio, _) in {"real": (*real, None), **{k: generate(*x) for k, x in clips.items()}}.items():
+        video = media.to_video(media.to_frames(video))
         half, cut, found = world.frames // 2, int(keep[1].sum()), (hits.see(video), hits.hear(audio))
         rows[name] = hits.agreement(*([[h for h in clip if h[0] >= half / world.fps] for clip in x] for x in found))
         rows[name] |= {"video_seam": seam(video, half, 2), "audio_seam": seam(audio, cut, 3)}
     return rows
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
@@ -128,13 +116,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.n < 2 or args.steps < 1 or len(args.weight) > 3:
         parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
+    return args
 
+
+def evaluate(args: argparse.Namespace) -> None:
     models = checkpoint.load_run(args.run, args.device)
     if args.score:
-        return print_scores(sync.score_files(models[2], models[0].sde, args.score, args.device), args.out)
+        return print_scores(args, sync.score_files(models[2], models[0].sde, args.score, args.device))
     named = dict(zip((*MODALITIES, "discriminator"), models, strict=True))
     part = "held-out" if args.hold_out else "train"
-    world = open_world(args.data, named["discriminator"].video_shape[-1], args.hold_out, part)
+    with distributed.rank_0_first():
+        world = open_world(args.data, named["discriminator"].video_shape[-1], args.hold_out, part)
     real, reference = held_out(world, args.n, args.seed)
     solver = {"steps": args.steps, "solver": args.solver, "device": args.device}
     guided = partial(sample, *models, weight=by_noise_level(*args.weight), **solver)
@@ -151,20 +143,24 @@ def main(argv: list[str] | None = None) -> None:
         shapes = [x.shape[1:] for x in real]
         clips[name] = generate(draw_clips, shapes, args.seed, args.n, name, given.get(name))
 
-    systems, found = compare(clips, reference, world if args.data == "xylophone" else None)
     halves, halved = {name: draws[name] for name in ("independent", "guided")}, tuple(x[:HALVES] for x in real)
+    continued = continuation(halves, halved, world, args.seed, args.device) if args.data == "xylophone" else {}
+    if distributed.rank() > 0:
+        return
+
+    systems, found = compare(clips, reference, world if args.data == "xylophone" else None)
     information = mutual_information(models, real, INFORMATION_LEVELS, args.seed, args.device)
     report = {
         **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
         "systems": systems,
         "statistics": physics(found, reference, world) if found else {},
-        "continuation": continuation(halves, halved, world, args.seed, args.device) if found else {},
+        "continuation": continued,
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in named.items()},
         "sync": sync.judge(models[2], models[0].sde, *(x[:SYNC].to(args.device) for x in real)),
         **dict(zip(("mutual_information_nats", "mutual_information_error"), information, strict=True)),
         "levels": by_level(models, real, args.seed, args.device),
     }
-    save_json(args.out / "report.json", report)
+    save_report(args, report)
     for name in draws:
         video, audio, _ = clips[name]
         figures.save_sheet(args.out / f"{name}.png", video[:8], audio[:8], [f"{name} {k}" for k in range(8)])
@@ -173,6 +169,12 @@ def main(argv: list[str] | None = None) -> None:
     figures.save_lines(args.out / "sync.png", shifts, {"real clips": scores}, **axes)
     print_report(report)
     print(f"report.json, sync.png and {', '.join(f'{name}.png' for name in draws)} are in {args.out}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    with distributed.processes(args.device) as args.device:
+        evaluate(args)
 
 
 def print_table(rows: dict[str, dict], columns: list[str]) -> None:
@@ -201,12 +203,12 @@ def print_report(report: dict) -> None:
     print(f"parameters {report['parameters']}; mutual information {nats:.2f} +- {error:.2f} nats")
 
 
-def print_scores(rows: list[dict], out: Path) -> None:
-    save_json(out / "report.json", {"scores": rows})
+def print_scores(args: argparse.Namespace, rows: list[dict]) -> None:
+    save_report(args, {"scores": rows})
     print(f"{'nats':>9}      error  above 0: the sound belongs to the picture; below: it does not")
     for row in rows:
         print(f"{row['nats']:9.2f} +- {row['error']:5.2f}    {row['clip']}")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    script.run_main(main)

@@ -1,38 +1,45 @@
-"""Files written whole or not at all, and errors told in one line.
+"""Files written whole or not at all.
 
 Used by every script, for every file it leaves behind.
 """
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` (same suffix) to write to; rename it on success, remove it on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary name beside `path` (same suffix) to write to; rename it on success, remove it on failure.
+
+    Raises OSError, in one line, where the disk is full or the place cannot be written to.
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}): make room or name another place; "
+            "what was there is as it was"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Temporary files of a process that was killed while it wrote to its own folder."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+\.\w+", path.name):
+            path.unlink()
 
 
 def save_json(path: Path, report: dict) -> None:
+    """Paths, and all else that JSON has no form for, as text."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def run_main(main: Callable[[], None]) -> None:
-    """Run a script; what the user can mend (a file, a value, a full disk) is one line on stderr and exit code 1."""
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
-    except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        temporary.write_text(json.dumps(report, indent=2, default=str) + "\n")

@@ -9,6 +9,7 @@ Used by data.py and clips.py to make batches, and by sample.py and evaluate.py t
 """
 
 import functools
+import io
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -105,8 +106,10 @@ def to_frames(video: Tensor) -> Tensor:
 
 def save_wav(path: Path, waveform: Tensor) -> None:
     """Waveform (samples,) in [-1, 1] as 16-bit PCM."""
+    buffer = io.BytesIO()  # soundfile does not tell why it cannot write
+    soundfile.write(buffer, waveform.cpu().numpy(), SAMPLE_RATE, format="WAV")
     with atomic(path) as temporary:
-        soundfile.write(temporary, waveform.cpu().numpy(), SAMPLE_RATE)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def save_mp4(path: Path, frames: Tensor, waveform: Tensor, fps: Fraction | int, scale: int = 8) -> None:

@@ -7,17 +7,20 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 import checkpoint
+import distributed
 import media
-from files import save_json
 from guidance import by_noise_level, sample
+from manifest import save_report
+from many import generate
 from page import save_page, write_clips
 from pretrained import FPS, FRAMES, Side, open_sides
 from prompts import bind
 from schedule import Pairing
+
+CHUNK = 4  # clips at a time: these models are large
 
 
 def known(path: Path, keep: str, side: Side, n: int) -> Tensor:
@@ -47,8 +50,7 @@ def make_clips(args: argparse.Namespace) -> None:
     for side, shape in zip(sides, shapes, strict=True):
         if side.shape != shape:
             raise ValueError(f"{side.name} has latents of shape {side.shape}, {args.run} was trained on {shape}")
-    told = [side.embed([args.prompt] * args.n) for side in sides]
-    models = bind([side.model for side in sides], discriminator, told, args.prompt_scale)
+    told = [side.embed([args.prompt] * min(args.n, CHUNK)) for side in sides]
     grid = Pairing(*(side.schedule for side in sides), named["pairing"]).grid(args.steps)
     given = {}
     if args.given:
@@ -56,16 +58,21 @@ def make_clips(args: argparse.Namespace) -> None:
         given[f"given_{args.keep}"] = known(args.given, args.keep, side, args.n)
     clips = {}
     for system, weight in (("guided", by_noise_level(*args.weight)), ("independent", 0.0)):
-        print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
-        latents = sample(
-            *models, *((args.n, *shape) for shape in shapes), args.steps, weight, args.solver,
-            torch.Generator().manual_seed(args.seed), **given, device=args.device, grid=grid,
-        )  # fmt: skip
-        if not all(torch.isfinite(x).all() for x in latents):
-            raise FloatingPointError(f"the {system} samples are not finite: lower --weight or --prompt-scale")
+
+        def draw(video_shape: tuple, audio_shape: tuple, weight=weight, **options) -> tuple[Tensor, Tensor]:
+            rows = [[tuple(x[: video_shape[0]] for x in part) for part in conditions] for conditions in told]
+            models = bind([side.model for side in sides], discriminator, rows, args.prompt_scale)
+            solver = {"steps": args.steps, "solver": args.solver, "device": args.device, "grid": grid}
+            return sample(*models, video_shape, audio_shape, weight=weight, **solver, **options)
+
+        latents = generate(draw, shapes, args.seed, args.n, system, given, chunk=CHUNK)
+        if distributed.rank() > 0:
+            continue
         frames, waveforms = (side.decode(x) for side, x in zip(sides, latents, strict=True))
         spectrograms = media.log_mel(waveforms)
         clips[system] = write_clips(args.out, system, frames, waveforms, spectrograms, FPS)
+    if distributed.rank() > 0:
+        return
     rows = [dict(zip(clips, files, strict=True)) for files in zip(*clips.values(), strict=True)]
     summary = (
         f"{args.prompt!r}. Left: guided by the discriminator. Right: the same noise and prompt, the two base models, "
@@ -79,5 +86,5 @@ def make_clips(args: argparse.Namespace) -> None:
         "seconds": time.time() - start,
         "seed": args.seed,
     }
-    save_json(args.out / "report.json", report)
+    save_report(args, report)
     print(f"{report['seconds']:.0f} s; open {args.out / 'index.html'}")

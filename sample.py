@@ -6,25 +6,31 @@
     python sample.py --given clip.mp4 --keep audio        new pictures for a given sound
     python sample.py --given clip.mp4 --keep start        its first half, and another second half for both
     python sample.py --run RUN --prompt "a dog barks"     from a run on two models of the diffusers library
+    torchrun --nproc-per-node 4 sample.py --n 256         drawn by four processes
 
 Writes mp4, wav and spectrograms, a page that plays them (index.html), contact.png and report.json.
 """
 
+import script  # isort: skip, before what takes seconds to import
+
 import argparse
 import itertools
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import checkpoint
+import distributed
 import figures
 import hits
 import media
 from data import Xylophone
-from files import run_main, save_json
 from guidance import SOLVERS, by_noise_level, sample, time_grid
+from manifest import save_report
+from many import generate
 from page import save_page, write_clips
 from prompted import make_clips
 
@@ -84,39 +90,33 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    if args.prompt is not None:
-        make_clips(args)
-        return
+def make_pairs(args: argparse.Namespace) -> None:
+    """Guided and independent clips of this project's own models."""
     start = time.time()
-    video_model, audio_model, discriminator = checkpoint.load_run(args.run, args.device)
-    world = Xylophone(discriminator.video_shape[-1])
-    shapes = [(args.n, *x.shape[1:]) for x in world.batch(1, torch.Generator())]
-    given = {}
+    models = checkpoint.load_run(args.run, args.device)
+    world = Xylophone(models[2].video_shape[-1])
+    given, keep = {}, {}
     if args.given:
         clip = given_clip(args.given, args.n, world, 0.5 if args.keep == "start" else 1.0)
         given = dict(zip(("given_video", "given_audio"), (x.to(args.device) for x in clip), strict=True))
         if args.keep == "start":
-            given["keep"] = tuple(mask.to(args.device) for mask in media.first_half(*clip))
+            keep["keep"] = tuple(mask.to(args.device) for mask in media.first_half(*clip))
         else:
             given = {f"given_{args.keep}": given[f"given_{args.keep}"]}
     guided, clips, agreements, sheet = by_noise_level(*args.weight), {}, {}, []
     for system, weight in (("guided", guided), ("independent", 0.0)):
-        print(f"{system}: {args.n} clips in {args.steps} steps of {args.solver}", flush=True)
-        video, audio = sample(
-            video_model, audio_model, discriminator, *shapes, args.steps, weight, args.solver,
-            torch.Generator().manual_seed(args.seed), **given, device=args.device,
-        )  # fmt: skip
-        if not (torch.isfinite(video).all() and torch.isfinite(audio).all()):
-            raise FloatingPointError(f"the {system} samples are not finite: lower --weight or take more --steps")
-        video, audio = video.cpu(), audio.cpu()
+        draw = partial(sample, *models, steps=args.steps, weight=weight, solver=args.solver, device=args.device, **keep)
+        video, audio, _ = generate(draw, world.shapes, args.seed, args.n, system, given)
+        if distributed.rank() > 0:
+            continue
         frames, waveforms = media.to_frames(video), media.griffin_lim(audio)
         clips[system] = write_clips(args.out, system, frames, waveforms, audio, world.fps)
         seen, heard = hits.see(video), hits.hear(audio)
         agreements[system] = hits.agreement(seen, heard)
         sheet.append(zip(video[:4], audio[:4], captions(system, seen, heard)[:4], strict=True))
 
+    if distributed.rank() > 0:
+        return
     video, audio, titles = zip(*itertools.chain(*zip(*sheet, strict=True)), strict=True)  # guided, independent, ...
     figures.save_sheet(args.out / "contact.png", torch.stack(video), torch.stack(audio), titles)
 
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{found['independent']:.0%} independent."
     )
     save_page(args.out / "index.html", "Sound that belongs to the picture", summary, rows)
-    asked = sum(guided(t) != 0 for t in time_grid(args.steps, video_model.sde)[:-1].tolist())
+    asked = sum(guided(t) != 0 for t in time_grid(args.steps, models[0].sde)[:-1].tolist())
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
         "seconds": time.time() - start,
@@ -137,12 +137,18 @@ def main(argv: list[str] | None = None) -> None:
         "alignment_independent": found["independent"],
         "seed": args.seed,
     }
-    save_json(args.out / "report.json", report)
+    save_report(args, report)
     print(f"{'':12} {'hit_f1':>8} {'pitch':>8} {'both':>8}")
     for name, a in agreements.items():
         print(f"{name:12} {a['hit_f1']:8.3f} {a['pitch_accuracy']:8.3f} {found[name]:8.3f}")
     print(f"{report['seconds']:.0f} s; open {args.out / 'index.html'}")
 
 
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    with distributed.processes(args.device) as args.device:
+        (make_pairs if args.prompt is None else make_clips)(args)
+
+
 if __name__ == "__main__":
-    run_main(main)
+    script.run_main(main)

@@ -11,13 +11,12 @@
 What a step minimises is in objective.py.
 """
 
+import script  # isort: skip, before what takes seconds to import
+
 import argparse
 import contextlib
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,9 +29,10 @@ import figures
 import log
 import pretrained
 from clips import open_world
-from files import run_main, save_json
+from files import remove_leftovers
 from guidance import draw, sample, unguided_eps
 from latents import LatentFolder
+from manifest import save_report
 from muon import learning_rate, make_optimizers
 from objective import GROUP, ahead, make_objective, of_states
 from score import VPSDE, FrozenModel
@@ -55,24 +55,6 @@ DEFAULTS = {
     "bases": checkpoint.PRETRAINED,
     "compile": False,
 }
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM) sets an event, so that a step is finished and saved; a second stops at once."""
-    asked = threading.Event()
-
-    def ask(*_) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: float = 0.999) -> None:
@@ -110,6 +92,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     sde, out = VPSDE(), args.out
     with distributed.rank_0_first():
+        remove_leftovers(out)
         world, bases = open_data(args)
     network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world)).to(args.device)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
@@ -150,7 +133,7 @@ def train(args: argparse.Namespace) -> None:
         if not args.video_model:
             preview(out / "samples.png", args, ema, world, sde, bases)
         figures.save_curves(out / "loss.png", run["history"])
-        save_json(out / "report.json", log.summary(run))
+        save_report(args, log.summary(run))
 
     for kind in ("video", "audio") if bases and not args.video_model and distributed.rank() == 0 else ():
         checkpoint.save(out / f"{kind}.pt", checkpoint.load(args.bases / f"{kind}.pt"))
@@ -158,7 +141,7 @@ def train(args: argparse.Namespace) -> None:
     threads = 4 if args.device.startswith("cuda") else 2  # a GPU takes batches faster than two threads make them
     form, quiet = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}", distributed.rank() > 0
     bar = tqdm(total=1000, initial=int(1000 * progress_of(run, args)), bar_format=form, desc=args.model, disable=quiet)
-    with interruptible() as stop, bar, contextlib.closing(ahead(make_batch, run["step"], threads)) as batches:
+    with script.interruptible() as stop, bar, contextlib.closing(ahead(make_batch, run["step"], threads)) as batches:
         while True:
             stopped, progress = distributed.agree(float(stop.is_set()), progress_of(run, args))
             if stopped or progress >= 1:
@@ -189,9 +172,9 @@ def train(args: argparse.Namespace) -> None:
             if time.time() - saved > 60 * args.save_minutes:
                 save()
                 saved = time.time()
-    if window:
-        run["history"].append(log.average(window, run["step"]))
-    save()
+        if window:
+            run["history"].append(log.average(window, run["step"]))
+        save()
     state = "stopped; go on with python train.py --resume" if stopped else "done; loss.png and all else are in"
     if distributed.rank() == 0:
         print(f"{args.model}: {run['step']} steps in {run['seconds']:.0f} s, {state} {out}")
@@ -274,4 +257,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    script.run_main(main)

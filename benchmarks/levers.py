@@ -23,13 +23,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import checkpoint  # noqa: E402, the project's files lie one folder up
 import objective  # noqa: E402
+import script  # noqa: E402
 import train  # noqa: E402
 from data import Xylophone  # noqa: E402
 from discriminator import JointDiscriminator  # noqa: E402
-from evaluate import compare, generate, held_out, print_table  # noqa: E402
-from files import run_main, save_json  # noqa: E402
+from evaluate import compare, held_out, print_table  # noqa: E402
+from files import save_json  # noqa: E402
 from guidance import by_noise_level, sample  # noqa: E402
 from information import by_level  # noqa: E402
+from many import generate  # noqa: E402
 from score import VPSDE  # noqa: E402
 
 WEIGHTS = ((1.0, 5.0), (1.5, 9.0))
@@ -123,4 +125,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    script.run_main(main)

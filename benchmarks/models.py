@@ -17,8 +17,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from discriminator import JointDiscriminator, discriminator_loss  # noqa: E402, the project's files lie one folder up
-from files import run_main  # noqa: E402
+import script  # noqa: E402, the project's files lie one folder up
+from discriminator import JointDiscriminator, discriminator_loss  # noqa: E402
 from guidance import JointEps  # noqa: E402
 from objective import GROUP  # noqa: E402
 from pairs import perturb_pairs  # noqa: E402
@@ -124,4 +124,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    script.run_main(main)

@@ -23,12 +23,13 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import media  # noqa: E402, the project's files lie one folder up
+import script  # noqa: E402
 from checkpoint import NETWORKS, options_of  # noqa: E402
 from clips import ClipFolder  # noqa: E402
 from data import Xylophone  # noqa: E402
 from discriminator import discriminator_loss  # noqa: E402
-from files import run_main, save_json  # noqa: E402
 from guidance import JointEps, unguided_eps  # noqa: E402
+from manifest import save_report  # noqa: E402
 from objective import GROUP, denoising_loss, mixed_precision, of_states  # noqa: E402
 from pairs import perturb_pairs  # noqa: E402
 from score import VPSDE, FrozenModel  # noqa: E402
@@ -155,8 +156,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name}: {report['matrix_work'][name]:.0%} of the time is matrix work")
         for operation, share in operations:
             print(f"    {share:6.1%} {operation[:90]}")
-    save_json(args.out / "report.json", report)
+    save_report(args, report)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    script.run_main(main)

@@ -17,10 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import checkpoint  # noqa: E402, the project's files lie one folder up
 import figures  # noqa: E402
+import script  # noqa: E402
 from data import Xylophone  # noqa: E402
-from evaluate import compare, generate, held_out, print_table  # noqa: E402
-from files import run_main, save_json  # noqa: E402
+from evaluate import compare, held_out, print_table  # noqa: E402
 from guidance import SOLVERS, by_noise_level, sample  # noqa: E402
+from manifest import save_report  # noqa: E402
+from many import generate  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             clips = {name: generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name)}
             systems |= compare(known | clips, reference, world)[0]
             report = {"n": args.n, "seed": args.seed, "weight": args.weight, "systems": systems}
-            save_json(args.out / "report.json", report)  # after each point: all of them take an hour
+            save_report(args, report)  # after each point: all of them take an hour
         lines[solver] = [systems[f"{solver} {k}"]["alignment"] for k in args.steps]
     calls = [3 * k for k in args.steps]
     figures.save_lines(args.out / "steps.png", calls, lines, "network calls", "alignment")
@@ -60,4 +62,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    script.run_main(main)

@@ -18,6 +18,7 @@ import guidance
 import media
 import objective
 import sample
+import script
 import train
 from data import Xylophone
 from score import VPSDE, FrozenModel
@@ -62,7 +63,7 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
         yield asked
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "interruptible", stops_at_three)
+        patch.setattr(script, "interruptible", stops_at_three)
         train.train(train.parse([kind, *small(bases, tmp_path / "parts", "--fakes", fakes)]))
     assert checkpoint.load(tmp_path / "parts" / "last.pt")["step"] == 3
     train.train(train.parse(["--resume", str(tmp_path / "parts")]))

@@ -1,6 +1,6 @@
 """Mutual information of Gaussian pairs in 1 to 64 dimensions, read off a discriminator in two ways, and exactly.
 
-    python toy/information.py               about RUNTIME; information.png and report.json in runs/information
+    python toy/information.py               about 8 minutes; information.png and report.json in runs/information
 
 x and y (B, d), correlated by rho in each dimension, have I(x; y) = -d/2 log(1 - rho^2). One discriminator a dimension
 is trained as in toy/run.py, and asked on pairs it has not seen:
@@ -9,21 +9,23 @@ is trained as in toy/run.py, and asked on pairs it has not seen:
     gradient    what its residual explains of the noise, integrated over t (information.py): at most the exact value
 """
 
+import sys  # isort: skip
+from pathlib import Path  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
+import script  # isort: skip, before what takes seconds to import
+
 import argparse
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
-
 import figures
-from files import run_main, save_json
 from information import mutual_information
+from manifest import save_report
 from score import VPSDE, FrozenModel, expand
 from toy import target
 from toy.run import TinyDiscriminator, train
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         jobs = [pool.submit(estimate, size, args.rho, args.seed, args.steps) for size in DIMENSIONS[::-1]]
         rows = [job.result() for job in jobs][::-1]
-    save_json(args.out / "report.json", {"rho": args.rho, "seconds": time.time() - start, "rows": rows})
+    save_report(args, {"rho": args.rho, "seconds": time.time() - start, "rows": rows})
     lines = {name: [row[name] for row in rows] for name in ("exact", "logit", "gradient")}
     axes = ("dimensions of x and of y", "mutual information, nats")
     figures.save_lines(args.out / "information.png", DIMENSIONS, lines, *axes, yscale="log")
@@ -93,4 +95,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    script.run_main(main)

@@ -10,28 +10,29 @@ which cannot know which x goes with which y. Score error, KL and mutual informat
 SDE, loss and sampler are those of the audio-video model; only the tiny networks live here.
 """
 
+import sys  # isort: skip
+from pathlib import Path  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
+import script  # isort: skip, before what takes seconds to import
+
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.optim import swa_utils
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
-
 from tqdm import tqdm
 
 from discriminator import discriminator_loss
-from files import run_main, save_json
 from guidance import JointEps, sample
+from manifest import save_report
 from pairs import Levels, both, joint_and_conditional, perturb_pairs
 from score import VPSDE, FrozenModel, TimeFeatures
 from toy import figures as toy_figures
@@ -234,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
         report |= {"seeds": args.seeds, "spread": over_seeds(reports, statistics.stdev)}
     if args.target == "mixture":
         report["kl_by"] = "histogram of 40 x 40 cells"
-    save_json(args.out / "report.json", report)
+    save_report(args, report)
 
     def cell(values: list[float]) -> str:
         return f"{statistics.fmean(values):9.4f}" + (f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else "")
@@ -253,4 +254,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    script.run_main(main)
