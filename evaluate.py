@@ -2,7 +2,7 @@
 
     python evaluate.py                      the shipped weights, 512 clips a system
     python evaluate.py --run runs/mine      a discriminator of your own
-    torchrun --nproc-per-node 4 evaluate.py --n 10000       clips drawn by four processes
+    torchrun --nproc-per-node 4 -- evaluate.py --n 10000       clips drawn by four processes
 
 real         held-out pairs of the world                shuffled     the same, sound and picture of different clips
 independent  the two base models, each on its own       guided       the same with the discriminator's gradient

@@ -1,7 +1,7 @@
 """Many clips: drawn a chunk at a time, the chunks shared among processes.
 
-    torchrun --nproc-per-node 4 evaluate.py --n 10000
-    torchrun --nproc-per-node 4 sample.py --n 256
+    torchrun --nproc-per-node 4 -- evaluate.py --n 10000
+    torchrun --nproc-per-node 4 -- sample.py --n 256
 
 A chunk is a function of the seed and of the number of its first clip: any number of processes makes the same clips.
 Every process ends with all of them; rank 0 writes.

@@ -6,7 +6,7 @@
     python sample.py --given clip.mp4 --keep audio        new pictures for a given sound
     python sample.py --given clip.mp4 --keep start        its first half, and another second half for both
     python sample.py --run RUN --prompt "a dog barks"     from a run on two models of the diffusers library
-    torchrun --nproc-per-node 4 sample.py --n 256         drawn by four processes
+    torchrun --nproc-per-node 4 -- sample.py --n 256         drawn by four processes
 
 Writes mp4, wav and spectrograms, a page that plays them (index.html), contact.png and report.json.
 """

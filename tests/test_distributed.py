@@ -64,35 +64,63 @@ def test_gradients_on_two_processes_are_those_on_one_with_the_same_global_batch(
         assert_close(ranks[0][name] / scale, g / scale, rtol=1e-5, atol=1e-5)
 
 
-def test_torchrun_trains_writes_once_and_resumes_with_another_number_of_processes(bases, tmp_path):
-    """Two processes for 3 steps, then one up to 5, against one throughout: nearly, as sums have another order."""
-    options = ["--batch", "8", "--warmup", "1", "--bases", str(bases), "--steps", "5", "--lr", "1e-3"]
-    script = tmp_path / "stop_after_three.py"
-    script.write_text(
-        "import train\nreal = train.progress_of\n"
-        "train.progress_of = lambda run, args: 1.0 if run['step'] == 3 else real(run, args)\n"
-        "train.preview = lambda *a: None\ntrain.main()\n"
-    )
+def torchrun(*arguments: str, options: tuple = ()) -> str:
+    """What two processes printed, started by torchrun (with these options), one thread each."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, str(script), *options, "--out", str(tmp_path / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
+        [*launch, *map(str, options), "--", *map(str, arguments)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("discriminator: 3 steps") == 1
-    train.train(train.parse(["--resume", str(tmp_path / "two")]))
-    train.train(train.parse([*options, "--out", str(tmp_path / "one")]))
-    two, one = (checkpoint.load(tmp_path / name / "last.pt") for name in ("two", "one"))
+    return done.stdout
+
+
+def test_training_restarts_after_a_killed_worker_and_resumes_with_another_number_of_processes(bases, tmp_path):
+    """Two processes, one killed in step 3 and both restarted from step 2; stopped after 3 and ended by one, against one
+    throughout: nearly, as sums have another order."""
+    options = ["--batch", "8", "--warmup", "1", "--bases", str(bases), "--steps", "5", "--lr", "1e-3"]
+    script = tmp_path / "killed_in_step_three.py"
+    script.write_text(
+        "import os, signal, train\nreal = train.progress_of\n"
+        "def progress_of(run, args):\n"
+        "    if run['step'] == 2 and os.environ['RANK'] == '1' and not train.distributed.RESTARTED:\n"
+        "        (args.out.parent / 'killed').touch()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return 1.0 if run['step'] == 3 else real(run, args)\n"
+        "train.progress_of, train.preview = progress_of, lambda *a: None\ntrain.main()\n"
+    )
+    two, one = tmp_path / "two", tmp_path / "one"
+    said = torchrun(script, *options, "--save-minutes", "0", "--out", two, options=("--max-restarts", "1"))
+    assert (tmp_path / "killed").exists() and said.count("discriminator: 3 steps") == 1
+    assert checkpoint.load(two / "last.pt")["step"] == 3
+    train.train(train.parse(["--resume", str(two)]))
+    train.train(train.parse([*options, "--out", str(one)]))
+    two, one = (checkpoint.load(run / "last.pt") for run in (two, one))
     assert two["step"] == one["step"] == 5
-    start = checkpoint.NETWORKS["discriminator"]
     torch.manual_seed(0)
-    initial = start().state_dict()
+    initial = checkpoint.NETWORKS["discriminator"]().state_dict()
     moved = sum((one["model"][name] - initial[name]).square().sum() for name in initial).sqrt()
     apart = sum((one["model"][name] - two["model"][name]).square().sum() for name in initial).sqrt()
     assert apart < 0.02 * moved
+
+
+def test_two_processes_sample_the_clips_of_one(bases, tmp_path, monkeypatch):
+    """Chunks of two clips, of which five make three; files equal byte for byte, as each chunk is worked on alike."""
+    script = tmp_path / "small_chunks.py"
+    script.write_text(
+        "import sample, many\nfrom functools import partial\nsample.generate = partial(many.generate, chunk=2)\n"
+        "import torch; torch.set_num_threads(1)\nsample.main()\n"
+    )
+    options = ["--n", "5", "--steps", "2", "--run", bases]
+    torchrun(script, *options, "--out", tmp_path / "two")
+    subprocess.run(
+        [sys.executable, *map(str, (script, *options, "--out", tmp_path / "one"))],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True,
+    )  # fmt: skip
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) == 2 * 5 * 3 + 4 and names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in set(names) - {"report.json", "manifest.json"}:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
 def test_rows_that_cannot_be_shared_are_an_error(monkeypatch):
