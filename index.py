@@ -48,8 +48,8 @@ def cache_folder(folder: Path, name: str) -> Path:
 
 
 def facts(path: Path, folder: Path) -> dict:
-    """What tells a file from a changed one."""
-    found = path.stat()
+    """What tells a file from a changed one; of a link to nothing, that it is one."""
+    found = path.stat() if path.exists() else path.lstat()
     return {"path": str(path.relative_to(folder)), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 

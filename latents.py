@@ -24,7 +24,7 @@ from tqdm import tqdm
 import checkpoint
 import media
 from data import ALL
-from index import find_clips, held_out
+from index import facts, find_clips, held_out
 from pretrained import FPS, FRAMES, Side
 from prompts import pooled
 from schedule import Pairing
@@ -43,8 +43,8 @@ class LatentFolder:
         self.levels = Pairing(video.schedule, audio.schedule, pairing).levels
         self.shapes, self.models = (video.shape, audio.shape), (video.model, audio.model)
         paths = {key_of(path, folder): path for path in find_clips(folder)}
-        facts = "|".join([str(self.shapes), *(fingerprint(side) for side in self.sides)])
-        self.cache = folder / ".mmdisco-latents" / hashlib.sha256(facts.encode()).hexdigest()[:16]
+        form = "|".join([str(self.shapes), *(fingerprint(side) for side in self.sides)])
+        self.cache = folder / ".mmdisco-latents" / hashlib.sha256(form.encode()).hexdigest()[:16]
         self.shards = list(read_shards(self.cache))
         known = {key for shard in self.shards for key in (*shard["clip"], *shard["skipped"])}
         self.encode({key: path for key, path in paths.items() if key not in known})
@@ -123,8 +123,7 @@ class LatentFolder:
 
 
 def key_of(path: Path, folder: Path) -> str:
-    facts = path.stat()
-    return f"{path.relative_to(folder)}|{facts.st_size}|{facts.st_mtime_ns}"
+    return "|".join(map(str, facts(path, folder).values()))
 
 
 def fingerprint(side: Side) -> str:

@@ -154,11 +154,12 @@ def read_clip(path: Path, fps: float, size: int, seconds: float = LONGEST) -> tu
 def open_streams(path: Path) -> tuple[av.container.InputContainer, list]:
     """The container and its first video and audio stream, each decoded by one thread: large pictures take memory."""
     container = av.open(str(path), timeout=(30, 30))
-    if not container.streams.video or not container.streams.audio:
-        missing = "sound" if container.streams.video else "picture"
-        container.close()
-        raise ValueError(f"it has no {missing}")
-    streams = [container.streams.video[0], container.streams.audio[0]]
+    found = {"picture": container.streams.video[:1], "sound": container.streams.audio[:1]}
+    for name, streams in found.items():
+        if not streams or streams[0].codec_context is None:
+            container.close()
+            raise ValueError(f"its {name} is in no known form" if streams else f"it has no {name}")
+    streams = [stream for streams in found.values() for stream in streams]
     streams[0].codec_context.thread_count = 1
     streams[0].codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return container, streams
