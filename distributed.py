@@ -6,6 +6,9 @@ Batch k is the same function of the seed and of k for any number of processes; e
 averages the gradients, so that they are those of one process (to rounding). Clips are shared by many.py. One process,
 rank 0, writes. Without torchrun every function here is that of a single process.
 
+With --max-restarts torchrun starts all of them anew when one has died, and training goes on from its last state. Over
+several machines that needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, else the new ones find addresses of the dead ones.
+
 Used by train.py, objective.py, many.py, sample.py and evaluate.py.
 """
 
@@ -17,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-RESTARTED = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun started us again after a failure
+RESTARTS = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # how often torchrun started us again after a failure
 
 
 @contextmanager
@@ -30,7 +33,12 @@ def processes(device: str) -> Iterator[str]:
     if on_gpu:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    store, rank, count = next(dist.rendezvous("env://"))
+    if (
+        os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    ):  # one torchrun: its store outlives a restart, dead addresses in it
+        store = dist.PrefixStore(f"start {RESTARTS}", store)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=count)
     try:
         yield device
     finally:

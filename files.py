@@ -23,13 +23,27 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(
-            f"{path} cannot be written ({error.strerror or error}): make room or name another place; "
-            "what was there is as it was"
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"{path} cannot be written ({error.strerror or error}): make room or name another place; "
+        "what was there is as it was"
+    )
+
+
+def append(path: Path, line: str) -> None:
+    """One more line of a journal. Raises OSError as `atomic` does; the line may then be there in part."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def remove_leftovers(folder: Path) -> None:

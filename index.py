@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import media
-from files import atomic
+from files import append, atomic
 
 SUFFIXES = {".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg"}
 SHOWN = 10  # reasons that are printed; all of them are in the index
@@ -107,17 +107,14 @@ def build(folder: Path, cache: Path, fps: int, size: int, frames: int, workers: 
     lines = read_lines(journal)
     known = {path: lines[path] for path, fact in wanted.items() if is_current(lines.get(path), fact, cache)}
     todo = [entry for path, entry in wanted.items() if path not in known]
-    cache.mkdir(parents=True, exist_ok=True)
+    append(journal, "")  # ends what an interrupted build left
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
-        with journal.open("a") as log:
-            log.write("\n")  # ends what an interrupted build left
-            jobs = [pool.submit(decode, folder / e["path"], e, cache, fps, size, frames) for e in todo]
-            for job in tqdm(as_completed(jobs), total=len(jobs), desc="reading clips", disable=len(jobs) < 20):
-                entry = job.result()
-                known[entry["path"]] = entry
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
+        jobs = [pool.submit(decode, folder / e["path"], e, cache, fps, size, frames) for e in todo]
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="reading clips", disable=len(jobs) < 20):
+            entry = job.result()
+            known[entry["path"]] = entry
+            append(journal, json.dumps(entry))
     finally:
         pool.shutdown(cancel_futures=True)
     entries = [known[path] for path in wanted]

@@ -153,7 +153,7 @@ def read_clip(path: Path, fps: float, size: int, seconds: float = LONGEST) -> tu
 
 def open_streams(path: Path) -> tuple[av.container.InputContainer, list]:
     """The container and its first video and audio stream, each decoded by one thread: large pictures take memory."""
-    container = av.open(str(path), timeout=(30, 30))
+    container = av.open(str(path), timeout=(30, 30), metadata_errors="replace")
     found = {"picture": container.streams.video[:1], "sound": container.streams.audio[:1]}
     for name, streams in found.items():
         if not streams or streams[0].codec_context is None:

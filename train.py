@@ -99,7 +99,7 @@ def train(args: argparse.Namespace) -> None:
     optimizers = make_optimizers(network, args.model, args.lr)
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
     run = {"step": 0, "seconds": 0.0, "history": []}
-    if args.resume or (distributed.RESTARTED and (out / "last.pt").exists()):
+    if args.resume or (distributed.RESTARTS and (out / "last.pt").exists()):
         state = checkpoint.load(out / "last.pt", args.device)
         network.load_state_dict(state["model"])
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):

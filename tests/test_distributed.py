@@ -83,7 +83,7 @@ def test_training_restarts_after_a_killed_worker_and_resumes_with_another_number
     script.write_text(
         "import os, signal, train\nreal = train.progress_of\n"
         "def progress_of(run, args):\n"
-        "    if run['step'] == 2 and os.environ['RANK'] == '1' and not train.distributed.RESTARTED:\n"
+        "    if run['step'] == 2 and os.environ['RANK'] == '1' and not train.distributed.RESTARTS:\n"
         "        (args.out.parent / 'killed').touch()\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return 1.0 if run['step'] == 3 else real(run, args)\n"

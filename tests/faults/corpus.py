@@ -10,7 +10,7 @@ usable or in the index with a reason, and each must survive what the scripts do 
 import argparse
 import json
 import random
-import resource
+import re
 import shutil
 import struct
 import subprocess
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import media  # noqa: E402, the project's files lie two folders up
 from data import Xylophone  # noqa: E402
 
-MEMORY, PATIENCE = 3 * 2**30, 900  # bytes of resident memory and seconds that reading the whole corpus may take
+MEMORY, PATIENCE = 2**30, 900  # bytes of resident memory and seconds that reading the whole corpus may take
 ATOMS = (b"moov", b"mdat", b"mvhd", b"tkhd", b"stsz", b"stts", b"stsc", b"stco", b"avc1", b"mp4a", b"trak", b"elst")
 
 
@@ -111,7 +111,7 @@ def make(path: Path, kind: str, frames: np.ndarray, sound: np.ndarray, rng: rand
     elif kind == "one pixel":
         write(path.with_suffix(".mkv"), black, sound)
     elif kind == "one wide":
-        write(path.with_suffix(".mkv"), frames[:, :, : rng.randint(1, 3)], sound)
+        write(path.with_suffix(".mkv"), frames[:, :, : rng.randint(1, 3)], sound, video="mjpeg", pixels="yuvj444p")
     elif kind == "8K":
         picture = np.tile(frames[:1, :, :, :], (1, 135, 240, 1))
         write(path.with_suffix(".mp4"), picture.repeat(17, 0), sound, video="mpeg4", pixels="yuv420p", audio="aac")
@@ -162,7 +162,7 @@ def read(folder: Path) -> dict:
             alone[path.name] = f"{len(frames)} frames, {len(sound)} samples"
         except ValueError as error:
             alone[path.name] = str(error)
-    memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
     return {"usable": len(clips.names), "skipped": clips.skipped, "alone": alone, "memory": memory}
 
 
@@ -185,17 +185,16 @@ def main() -> None:
         found = json.loads(done.stdout.splitlines()[-1])
     finally:
         shutil.rmtree(folder)
-    skipped = Counter(name[4:-4] for name in found["skipped"])
+    skips = Counter(name[4:-4] for name in found["skipped"])
     for kind in KINDS:
-        print(f"{kind:26} {sum(kind == path.stem[4:] for path in paths):4} files, {skipped[kind]:4} skipped")
+        print(f"{kind:26} {sum(kind == path.stem[4:] for path in paths):4} files, {skips[kind]:4} skipped")
     reasons = Counter(reason.split("(")[-1].rstrip(")")[:60] for reason in found["skipped"].values())
     print("\n".join(f"{count:4} {reason}" for reason, count in reasons.most_common(12)))
-    print(
-        f"{len(paths)} files: {found['usable']} usable, {len(found['skipped'])} skipped; {found['memory'] / 2**20:.0f} MiB"
-    )
-    assert found["usable"] + len(found["skipped"]) == len(paths) == len(found["alone"]), "a file is unaccounted for"
+    usable, skipped, memory = found["usable"], len(found["skipped"]), found["memory"] / 2**20
+    print(f"{len(paths)} files: {usable} usable, {skipped} skipped; at most {memory:.0f} MiB of memory")
+    assert usable + skipped == len(paths) == len(found["alone"]), "a file is unaccounted for"
     assert all("\n" not in reason and reason for reason in found["skipped"].values()), "a reason is not one line"
-    assert found["memory"] < MEMORY, "reading took too much memory"
+    assert memory < MEMORY / 2**20, "reading took too much memory"
 
 
 if __name__ == "__main__":
