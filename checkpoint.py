@@ -61,12 +61,22 @@ def load_network(path: Path, kind: str, device: str = "cpu") -> nn.Module:
         raise ValueError(f"{path} is not a model.pt of this project")
     if state["kind"] != kind:
         raise ValueError(f"{path} holds a {state['kind']} model where a {kind} model is needed")
-    network = NETWORKS[kind](**state["options"]).to(device)
     try:
-        network.load_state_dict({name: value.float() for name, value in state["model"].items()})
-    except RuntimeError as error:
-        raise ValueError(f"{path} is no {NETWORKS[kind].__name__}: {' '.join(str(error).split())[:300]}") from error
+        network = NETWORKS[kind](**state["options"]).to(device)
+    except TypeError as error:
+        raise ValueError(f"{path} is of another version of this project ({error}): train again") from error
+    if unfit := differences(state["model"], network.state_dict()):
+        raise ValueError(f"{path} is no {NETWORKS[kind].__name__}: {unfit}")
+    network.load_state_dict({name: value.float() for name, value in state["model"].items()})
     return network.eval()
+
+
+def differences(weights: dict, needed: dict) -> str:
+    """By name, the first three tensors whose shapes differ, and how many more; empty where all fit."""
+    found, wanted = ({name: tuple(x.shape) for name, x in tensors.items()} for tensors in (weights, needed))
+    names = [name for name in wanted | found if found.get(name) != wanted.get(name)]
+    told = [f"{name} is {found.get(name, 'missing')}, needed is {wanted.get(name, 'none')}" for name in names[:3]]
+    return "; ".join(told) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def load_base(path: Path, kind: str, size: int, sde: VPSDE, device: str = "cpu") -> FrozenModel:

@@ -103,7 +103,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
     parser.add_argument(
-        "--weight", type=float, nargs="+", default=[1.0, 5.0], help="one, or for t > 0.6, t > 0.1 and the rest"
+        "--weight", type=float, nargs="+", default=[1.0, 4.0], help="one, or for t > 0.6, t > 0.1 and the rest"
     )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--joint", type=Path, metavar="RUN", help="a run of train.py joint, to compare with")

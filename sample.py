@@ -1,6 +1,6 @@
 """Make clips: guided by the discriminator, and beside them the same noise left to the two base models alone.
 
-    python sample.py --weight 1 5                         8 guided and 8 independent clips from the shipped weights
+    python sample.py --weight 1 4                         8 guided and 8 independent clips from the shipped weights
     python sample.py --run runs/discriminator             from a discriminator of your own
     python sample.py --given clip.mp4 --keep video        new sound for a given picture
     python sample.py --given clip.mp4 --keep audio        new pictures for a given sound

@@ -30,7 +30,7 @@ def end_at_once() -> None:
 def is_ours() -> bool:
     """Whether a script of this project is being run, or one of its workers: whoever imports one keeps their Ctrl-C."""
     started = getattr(sys.modules["__main__"], "__file__", None)
-    return multiprocessing.parent_process() is not None or (
+    return multiprocessing.current_process().name != "MainProcess" or (
         started is not None and Path(started).resolve().parent in (ROOT, ROOT / "toy", ROOT / "benchmarks")
     )
 

@@ -99,8 +99,15 @@ def train(args: argparse.Namespace) -> None:
     optimizers = make_optimizers(network, args.model, args.lr)
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
     run = {"step": 0, "seconds": 0.0, "history": []}
+    about = {"kind": args.model, "options": checkpoint.options_of(args.model, world)}
+    if args.video_model:
+        about["models"] = {name: getattr(args, f"{name}_model") for name in ("video", "audio")}
+        about["models"] |= {"pairing": args.pairing, "size": args.size}
     if args.resume or (distributed.RESTARTS and (out / "last.pt").exists()):
         state = checkpoint.load(out / "last.pt", args.device)
+        for name in ("kind", "options", "models"):
+            if state.get(name) != about.get(name):
+                raise ValueError(f"{out} was trained for {state.get(name)}, not {about.get(name)}: name another --out")
         network.load_state_dict(state["model"])
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
@@ -122,11 +129,7 @@ def train(args: argparse.Namespace) -> None:
         if distributed.rank() > 0:
             return
         options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        network_options = checkpoint.options_of(args.model, world)
-        common = {"kind": args.model, "options": network_options, "args": options, "step": run["step"]}
-        if args.video_model:
-            common["models"] = {name: options[f"{name}_model"] for name in ("video", "audio")}
-            common["models"] |= {"pairing": args.pairing, "size": args.size}
+        common = {**about, "args": options, "step": run["step"]}
         checkpoint.save(out / "model.pt", {**common, "model": {name: value.half() for name, value in ema.items()}})
         state = {"model": network.state_dict(), "ema": ema, "run": run}
         checkpoint.save(out / "last.pt", {**common, **state, "optimizers": [o.state_dict() for o in optimizers]})

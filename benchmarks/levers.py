@@ -8,31 +8,32 @@ discriminator knows, the larger the weight it wants. "without EMA" is the first 
 of their moving average.
 """
 
+import sys  # isort: skip
+from pathlib import Path  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
+import script  # isort: skip, before what takes seconds to import
+
 import argparse
 import contextlib
 import json
-import sys
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import checkpoint  # noqa: E402, the project's files lie one folder up
-import objective  # noqa: E402
-import script  # noqa: E402
-import train  # noqa: E402
-from data import Xylophone  # noqa: E402
-from discriminator import JointDiscriminator  # noqa: E402
-from evaluate import compare, held_out, print_table  # noqa: E402
-from files import save_json  # noqa: E402
-from guidance import by_noise_level, sample  # noqa: E402
-from information import by_level  # noqa: E402
-from many import generate  # noqa: E402
-from score import VPSDE  # noqa: E402
+import checkpoint
+import objective
+import train
+from data import Xylophone
+from discriminator import JointDiscriminator
+from evaluate import compare, held_out, print_table
+from files import save_json
+from guidance import by_noise_level, sample
+from information import by_level
+from many import generate
+from score import VPSDE
 
 WEIGHTS = ((1.0, 5.0), (1.5, 9.0))
 SHOWN = (0.3, 0.5, 0.7)  # noise levels whose explained noise is printed

@@ -6,26 +6,27 @@
 Built from the published settings, in float32 on the CPU; nothing is downloaded.
 """
 
+import sys  # isort: skip
+from pathlib import Path  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
+import script  # isort: skip, before what takes seconds to import
+
 import argparse
 import resource
-import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import script  # noqa: E402, the project's files lie one folder up
-from discriminator import JointDiscriminator, discriminator_loss  # noqa: E402
-from guidance import JointEps  # noqa: E402
-from objective import GROUP  # noqa: E402
-from pairs import perturb_pairs  # noqa: E402
-from pretrained import FRAMES, Denoiser  # noqa: E402
-from prompts import bind, pooled  # noqa: E402
-from schedule import SDE, Pairing, Schedule  # noqa: E402
-from score import FrozenModel  # noqa: E402
+from discriminator import JointDiscriminator, discriminator_loss
+from guidance import JointEps
+from objective import GROUP
+from pairs import perturb_pairs
+from pretrained import FRAMES, Denoiser
+from prompts import bind, pooled
+from schedule import SDE, Pairing, Schedule
+from score import FrozenModel
 
 AUDIO = "AudioLDM-S"
 TEXT = {"AnimateDiff": 768, "ModelScope": 1024, AUDIO: 512}  # length of a prompt's embedding, of each token for video

@@ -9,30 +9,31 @@ what the frozen base models say of it; the discriminator's step on cross-entropy
 loss (double backpropagation), each without the base models; the steps of the base models and of the joint model.
 """
 
+import sys  # isort: skip
+from pathlib import Path  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
+import script  # isort: skip, before what takes seconds to import
+
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import media  # noqa: E402, the project's files lie one folder up
-import script  # noqa: E402
-from checkpoint import NETWORKS, options_of  # noqa: E402
-from clips import ClipFolder  # noqa: E402
-from data import Xylophone  # noqa: E402
-from discriminator import discriminator_loss  # noqa: E402
-from guidance import JointEps, unguided_eps  # noqa: E402
-from manifest import save_report  # noqa: E402
-from objective import GROUP, denoising_loss, mixed_precision, of_states  # noqa: E402
-from pairs import perturb_pairs  # noqa: E402
-from score import VPSDE, FrozenModel  # noqa: E402
+import media
+from checkpoint import NETWORKS, options_of
+from clips import ClipFolder
+from data import Xylophone
+from discriminator import discriminator_loss
+from guidance import JointEps, unguided_eps
+from manifest import save_report
+from objective import GROUP, denoising_loss, mixed_precision, of_states
+from pairs import perturb_pairs
+from score import VPSDE, FrozenModel
 
 MATRIX_WORK = ("mm", "conv", "gemm", "linear", "cutlass", "wgmma")  # in the names of operations and of GPU kernels
 

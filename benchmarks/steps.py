@@ -6,23 +6,24 @@
 A step calls both base models and the discriminator once each. Alignment as in evaluate.py, on clips of its own.
 """
 
+import sys  # isort: skip
+from pathlib import Path  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
+import script  # isort: skip, before what takes seconds to import
+
 import argparse
-import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import checkpoint  # noqa: E402, the project's files lie one folder up
-import figures  # noqa: E402
-import script  # noqa: E402
-from data import Xylophone  # noqa: E402
-from evaluate import compare, held_out, print_table  # noqa: E402
-from guidance import SOLVERS, by_noise_level, sample  # noqa: E402
-from manifest import save_report  # noqa: E402
-from many import generate  # noqa: E402
+import checkpoint
+import figures
+from data import Xylophone
+from evaluate import compare, held_out, print_table
+from guidance import SOLVERS, by_noise_level, sample
+from manifest import save_report
+from many import generate
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 250], help="(default %(default)s)")
     parser.add_argument("--solvers", nargs="+", choices=tuple(SOLVERS), default=list(SOLVERS), help="(default all)")
     parser.add_argument(
-        "--weight", type=float, nargs="+", default=[1.0, 5.0], help="one, or for t > 0.6, t > 0.1 and the rest"
+        "--weight", type=float, nargs="+", default=[1.0, 4.0], help="one, or for t > 0.6, t > 0.1 and the rest"
     )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from torch.testing import assert_close
 
 import checkpoint
 import distributed
+import many
 import objective
+import sample
 import train
 from clips import open_world
 from score import VPSDE
@@ -39,29 +42,39 @@ def gradients(arguments: list[str], k: int) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
-def one_of_two(rank: int, port: int, arguments: list[str], k: int, out: Path) -> None:
+CASES = {  # the discriminator's batch 0 is of the warm-up, where the repairs take no part
+    "warm-up": ("discriminator", 0),
+    "discriminator": ("discriminator", 9),
+    "joint": ("joint", 9),
+}
+
+
+def gradients_of_all(bases: Path) -> dict[str, dict]:
+    options = ["--batch", "8", "--steps", "20", "--warmup", "5", "--bases", str(bases)]
+    return {name: gradients([model, *options], k) for name, (model, k) in CASES.items()}
+
+
+def one_of_two(rank: int, port: int, bases: Path, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     objective.mixed_precision = lambda device, inference=False: torch.autocast("cpu", enabled=False)
     with distributed.processes("cpu"):
         assert distributed.count() == 2 and distributed.rows(8) == slice(4 * rank, 4 * rank + 4)
         assert distributed.agree(float(rank), 1.0 - rank) == (1.0, 1.0)
-        torch.save(gradients(arguments, k), out / f"{rank}.pt")
+        torch.save(gradients_of_all(bases), out / f"{rank}.pt")
 
 
-@pytest.mark.parametrize("model, k", (("discriminator", 0), ("discriminator", 9), ("joint", 9)))
-def test_gradients_on_two_processes_are_those_on_one_with_the_same_global_batch(model, k, bases, tmp_path, monkeypatch):
-    """Double backprop under DDP; batch 0 is of the warm-up, where the repairs take no part."""
+def test_gradients_on_two_processes_are_those_on_one_with_the_same_global_batch(bases, tmp_path, monkeypatch):
+    """Double backprop under DDP, and a base model's plain loss."""
     monkeypatch.setattr(objective, "mixed_precision", lambda *_, **__: torch.autocast("cpu", enabled=False))
-    arguments = [model, "--batch", "8", "--steps", "20", "--warmup", "5", "--bases", str(bases)]
-    mp.spawn(one_of_two, (29_500 + os.getpid() % 1000, arguments, k, tmp_path), nprocs=2)
+    mp.spawn(one_of_two, (29_500 + os.getpid() % 1000, bases, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    alone = gradients(arguments, k)
-    assert alone.keys() == ranks[0].keys()
-    scale = max(g.abs().max() for g in alone.values())
-    for name, g in alone.items():
-        assert torch.equal(ranks[0][name], ranks[1][name])
-        assert_close(ranks[0][name] / scale, g / scale, rtol=1e-5, atol=1e-5)
+    for case, alone in gradients_of_all(bases).items():
+        assert alone.keys() == ranks[0][case].keys()
+        scale = max(g.abs().max() for g in alone.values())
+        for name, g in alone.items():
+            assert torch.equal(ranks[0][case][name], ranks[1][case][name])
+            assert_close(ranks[0][case][name] / scale, g / scale, rtol=1e-5, atol=1e-5)
 
 
 def torchrun(*arguments: str, options: tuple = ()) -> str:
@@ -111,12 +124,11 @@ def test_two_processes_sample_the_clips_of_one(bases, tmp_path, monkeypatch):
         "import sample, many\nfrom functools import partial\nsample.generate = partial(many.generate, chunk=2)\n"
         "import torch; torch.set_num_threads(1)\nsample.main()\n"
     )
-    options = ["--n", "5", "--steps", "2", "--run", bases]
+    options = ["--n", "5", "--steps", "2", "--run", str(bases)]
     torchrun(script, *options, "--out", tmp_path / "two")
-    subprocess.run(
-        [sys.executable, *map(str, (script, *options, "--out", tmp_path / "one"))],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True,
-    )  # fmt: skip
+    monkeypatch.setattr(sample, "generate", partial(many.generate, chunk=2))
+    torch.set_num_threads(1)
+    sample.main([*options, "--out", str(tmp_path / "one")])
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert len(names) == 2 * 5 * 3 + 4 and names == sorted(path.name for path in (tmp_path / "two").iterdir())
     for name in set(names) - {"report.json", "manifest.json"}:

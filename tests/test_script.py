@@ -52,6 +52,19 @@ def test_ctrl_c_before_and_after_main_is_silent():
         assert process.communicate(timeout=10)[1] == "" and process.returncode == -signal.SIGINT
 
 
+def test_ctrl_c_ends_a_worker_at_once(tmp_path):
+    """A pool would take a KeyboardInterrupt for the job's answer and go on to the next job."""
+    program = tmp_path / "pool.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport script, signal\n"
+        "from concurrent.futures import ProcessPoolExecutor\nfrom multiprocessing import get_context\n"
+        "def ends(): return signal.getsignal(signal.SIGINT) == signal.SIG_DFL\n"
+        "if __name__ == '__main__':\n"
+        "    with ProcessPoolExecutor(1, get_context('spawn')) as pool: sys.exit(not pool.submit(ends).result())\n"
+    )
+    assert subprocess.run([sys.executable, program]).returncode == 0
+
+
 def test_whoever_imports_a_script_keeps_their_ctrl_c():
     code = "import signal, sample, toy.run; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

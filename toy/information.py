@@ -28,7 +28,7 @@ from information import mutual_information
 from manifest import save_report
 from score import VPSDE, FrozenModel, expand
 from toy import target
-from toy.run import TinyDiscriminator, train
+from toy.run import TinyDiscriminator, start_worker, train
 
 DIMENSIONS = (1, 2, 4, 8, 16, 32, 64)
 PAIRS, DRAWS = 20_000, 4
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     if not -1 < args.rho < 1 or args.steps < 1:
         parser.error("--rho must lie between -1 and 1, and --steps be at least 1")
     start = time.time()
-    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn"), start_worker) as pool:
         jobs = [pool.submit(estimate, size, args.rho, args.seed, args.steps) for size in DIMENSIONS[::-1]]
         rows = [job.result() for job in jobs][::-1]
     save_report(args, {"rho": args.rho, "seconds": time.time() - start, "rows": rows})

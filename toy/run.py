@@ -18,6 +18,7 @@ import script  # isort: skip, before what takes seconds to import
 
 import argparse
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -84,6 +85,12 @@ def make_target(name: str, rho: float) -> tuple[Mixture, tuple[FrozenModel, Froz
     sde = VPSDE()
     target = four_modes(sde) if name == "mixture" else gaussian(rho, sde)
     return target, tuple(FrozenModel(ExactEps(target, axis), sde) for axis in (0, 1))
+
+
+def start_worker() -> None:
+    """One thread, and a progress bar whose lock is no semaphore of the system that Ctrl-C would leave behind."""
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())
 
 
 def train_system(system: str, target_name: str, rho: float, seed: int, steps: int = TRAIN_STEPS) -> nn.Module:
@@ -178,7 +185,7 @@ def run(args: argparse.Namespace, seed: int, out: Path | None) -> dict:
     start, mixture = time.time(), args.target == "mixture"
     target, bases = make_target(args.target, args.rho)
     # two systems at a time, one core each: tensors this small gain nothing from a second core
-    with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn"), start_worker) as pool:
         jobs = {name: pool.submit(train_system, name, args.target, args.rho, seed) for name in SYSTEMS[1:]}
         systems = {"base": None} | {name: job.result() for name, job in jobs.items()}
         jobs = {name: pool.submit(draw, systems[name], bases, seed) for name in SYSTEMS}
