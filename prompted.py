@@ -65,7 +65,7 @@ def make_clips(args: argparse.Namespace) -> None:
             solver = {"steps": args.steps, "solver": args.solver, "device": args.device, "grid": grid}
             return sample(*models, video_shape, audio_shape, weight=weight, **solver, **options)
 
-        latents = generate(draw, shapes, args.seed, args.n, system, given, chunk=CHUNK)
+        *latents, _ = generate(draw, shapes, args.seed, args.n, system, given, chunk=CHUNK)
         if distributed.rank() > 0:
             continue
         frames, waveforms = (side.decode(x) for side, x in zip(sides, latents, strict=True))

@@ -127,7 +127,6 @@ def test_two_processes_sample_the_clips_of_one(bases, tmp_path, monkeypatch):
     options = ["--n", "5", "--steps", "2", "--run", str(bases)]
     torchrun(script, *options, "--out", tmp_path / "two")
     monkeypatch.setattr(sample, "generate", partial(many.generate, chunk=2))
-    torch.set_num_threads(1)
     sample.main([*options, "--out", str(tmp_path / "one")])
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert len(names) == 2 * 5 * 3 + 4 and names == sorted(path.name for path in (tmp_path / "two").iterdir())
