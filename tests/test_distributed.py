@@ -118,18 +118,18 @@ def test_training_restarts_after_a_killed_worker_and_resumes_with_another_number
 
 
 def test_two_processes_sample_the_clips_of_one(bases, tmp_path, monkeypatch):
-    """Chunks of two clips, of which five make three; files equal byte for byte, as each chunk is worked on alike."""
+    """Chunks of one clip, of which three are made; files equal byte for byte, as each chunk is worked on alike."""
     script = tmp_path / "small_chunks.py"
     script.write_text(
-        "import sample, many\nfrom functools import partial\nsample.generate = partial(many.generate, chunk=2)\n"
+        "import sample, many\nfrom functools import partial\nsample.generate = partial(many.generate, chunk=1)\n"
         "import torch; torch.set_num_threads(1)\nsample.main()\n"
     )
-    options = ["--n", "5", "--steps", "2", "--run", str(bases)]
+    options = ["--n", "3", "--steps", "1", "--run", str(bases)]
     torchrun(script, *options, "--out", tmp_path / "two")
-    monkeypatch.setattr(sample, "generate", partial(many.generate, chunk=2))
+    monkeypatch.setattr(sample, "generate", partial(many.generate, chunk=1))
     sample.main([*options, "--out", str(tmp_path / "one")])
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(names) == 2 * 5 * 3 + 4 and names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert len(names) == 2 * 3 * 3 + 4 and names == sorted(path.name for path in (tmp_path / "two").iterdir())
     for name in set(names) - {"report.json", "manifest.json"}:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
