@@ -1,7 +1,7 @@
 """Training killed by SIGKILL at random moments, every other time while it writes a checkpoint, and resumed each time.
 
     python tests/faults/kill.py                       30 times, about 8 minutes
-    python tests/faults/kill.py --times 4 --steps 60
+    python tests/faults/kill.py --times 3 --steps 500
 
 Fails where a checkpoint cannot be read after a kill, or the final weights differ in one bit from those of a run that
 nobody disturbed.
