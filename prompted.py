@@ -78,7 +78,7 @@ def make_clips(args: argparse.Namespace) -> None:
         f"{args.prompt!r}. Left: guided by the discriminator. Right: the same noise and prompt, the two base models, "
         f"{named['video']} and {named['audio']}, each on their own."
     )
-    save_page(args.out / "index.html", "Sound that belongs to the picture", summary, rows)
+    save_page(args.out / "index.html", "Sound that belongs to the picture", summary, FRAMES / FPS, rows)
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
         "prompt": args.prompt,

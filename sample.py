@@ -112,8 +112,10 @@ def make_pairs(args: argparse.Namespace) -> None:
         frames, waveforms = media.to_frames(video), media.griffin_lim(audio)
         clips[system] = write_clips(args.out, system, frames, waveforms, audio, world.fps)
         seen, heard = hits.see(video), hits.hear(audio)
-        agreements[system] = hits.agreement(seen, heard)
-        sheet.append(zip(video[:4], audio[:4], captions(system, seen, heard)[:4], strict=True))
+        agreements[system], labels = hits.agreement(seen, heard), captions(system, seen, heard)
+        for k, clip in enumerate(clips[system]):
+            clip |= {"label": labels[k], "seen": [h[0] for h in seen[k]], "heard": [h[0] for h in heard[k]]}
+        sheet.append(zip(video[:4], audio[:4], labels[:4], strict=True))
 
     if distributed.rank() > 0:
         return
@@ -127,7 +129,7 @@ def make_pairs(args: argparse.Namespace) -> None:
         f"Hits seen and heard at the same time and on the same bar: {found['guided']:.0%} guided, "
         f"{found['independent']:.0%} independent."
     )
-    save_page(args.out / "index.html", "Sound that belongs to the picture", summary, rows)
+    save_page(args.out / "index.html", "Sound that belongs to the picture", summary, world.seconds, rows)
     asked = sum(guided(t) != 0 for t in time_grid(args.steps, models[0].sde)[:-1].tolist())
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],

@@ -8,7 +8,6 @@ from torch.testing import assert_close
 import data
 import hits
 import media
-import page
 from data import Xylophone
 
 
@@ -92,14 +91,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         media.save_mp4(path, torch.zeros(4, 0, 0, 3, dtype=torch.uint8), torch.zeros(32), 8)
     assert path.read_bytes() == b"precious"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_page_escapes_names_and_needs_no_network(tmp_path):
-    clip = {"guided": {"video": 'a"<b>.mp4', "picture": "a.png"}}
-    page.save_page(tmp_path / "index.html", "T<i>", "s & t", [clip])
-    text = (tmp_path / "index.html").read_text()
-    assert "a&quot;&lt;b&gt;.mp4" in text and "T&lt;i&gt;" in text and "s &amp; t" in text
-    assert "http" not in text and 'name="viewport"' in text
 
 
 def test_what_is_known_halfway_through_a_clip_says_nothing_of_what_comes(generator):
