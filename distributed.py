@@ -34,9 +34,8 @@ def processes(device: str) -> Iterator[str]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     store, rank, count = next(dist.rendezvous("env://"))
-    if (
-        os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
-    ):  # one torchrun: its store outlives a restart, dead addresses in it
+    # the store of a single torchrun outlives a restart, dead addresses in it
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
         store = dist.PrefixStore(f"start {RESTARTS}", store)
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=count)
     try:

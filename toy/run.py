@@ -34,7 +34,7 @@ from tqdm import tqdm
 from discriminator import discriminator_loss
 from guidance import JointEps, sample
 from manifest import save_report
-from pairs import Levels, both, joint_and_conditional, perturb_pairs
+from pairs import Levels, Noisy, both, joint_and_conditional, perturb_pairs
 from score import VPSDE, FrozenModel, TimeFeatures
 from toy import figures as toy_figures
 from toy.target import ExactEps, Mixture, conditional, four_modes, gaussian, mutual_information
@@ -110,8 +110,12 @@ def train(
     bce_weight: float = 1.0,
     noise_weight: float = 1.0,
     steps: int = TRAIN_STEPS,
+    fakes: Callable[[Levels, torch.Generator], Noisy] | None = None,
 ) -> nn.Module:
-    """Train a discriminator with the loss of the audio-video model; returns its averaged weights, frozen."""
+    """Train a discriminator with the loss of the audio-video model; returns its averaged weights, frozen.
+
+    `fakes` draws them at the noise levels of the real pairs; by default they are these, shuffled.
+    """
     generator, t_min = torch.Generator().manual_seed(seed), bases[0].sde.t_min
     averaged = swa_utils.AveragedModel(network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.99))
     optimizer = torch.optim.Adam(network.parameters(), lr=LR, betas=(0.9, 0.99), fused=True)
@@ -122,7 +126,8 @@ def train(
         levels = joint_and_conditional(levels, t_min, generator)
         t = tuple(level.repeat_interleave(GROUP).repeat(2) for level in levels)
         noisy = perturb_pairs(*bases, (x, y), t, generator, ask_base=noise_weight > 0)
-        loss, _ = discriminator_loss(network, bases[0].sde, noisy, bce_weight, noise_weight, GROUP)
+        other = ("generated", fakes(t, generator)) if fakes else ()
+        loss, _ = discriminator_loss(network, bases[0].sde, noisy, bce_weight, noise_weight, GROUP, *other)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
