@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,18 +26,26 @@ def run(*options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "sample.py", *map(str, options)], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_sampling_writes_clips_with_sound_a_page_and_a_report(bases, tmp_path):
-    sample.main(["--n", "2", "--steps", "3", "--run", str(bases), "--out", str(tmp_path)])
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert len(report["clips"]) == 2 and report["network_calls"] == {"base": 6, "discriminator": 3}
-    assert {"seconds", "alignment"} <= report.keys()
-    page = (tmp_path / "index.html").read_text()
-    for clip in report["clips"]:
-        for system in ("guided", "independent"):
-            assert Path(clip[system]).name in page
-            frames, waveform = media.read_clip(Path(clip[system]), 8, 32)
-            assert frames.shape == (16, 32, 32, 3) and len(waveform) >= 31_000
-    assert (tmp_path / "guided_00.wav").exists() and (tmp_path / "contact.png").exists()
+def test_sampling_writes_clips_with_sound_a_page_and_a_report_into_out_alone(bases, clip, tmp_path, monkeypatch):
+    """Whatever the name of the clip that is given: no part of it becomes a place to write to."""
+    monkeypatch.chdir(tmp_path)
+    odd = tmp_path / "..odd<b>"
+    odd.mkdir()
+    shutil.copy(clip, odd / "a&..mp4")
+    for given in ([], ["--given", str(odd / ".." / odd.name / "a&..mp4"), "--keep", "start"]):
+        sample.main(["--n", "2", "--steps", "3", "--run", str(bases), "--out", "out", *given])
+        assert sorted(p.name for p in tmp_path.iterdir()) == [odd.name, "out"] and len(list(odd.iterdir())) == 1
+        report = json.loads(Path("out/report.json").read_text())
+        assert len(report["clips"]) == 2 and report["network_calls"] == {"base": 6, "discriminator": 3}
+        assert {"seconds", "alignment"} <= report.keys()
+        page = Path("out/index.html").read_text()
+        assert "odd" not in page
+        for row in report["clips"]:
+            for path in map(Path, row.values()):
+                assert path.parent == Path("out") and path.name in page
+                frames, waveform = media.read_clip(path, 8, 32)
+                assert frames.shape == (16, 32, 32, 3) and len(waveform) >= 31_000
+        assert Path("out/guided_00.wav").exists() and Path("out/contact.png").exists()
 
 
 def test_the_same_seed_gives_the_same_clips(bases, tmp_path):
