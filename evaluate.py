@@ -2,6 +2,7 @@
 
     python evaluate.py                      the shipped weights, 512 clips a system
     python evaluate.py --run runs/mine      a discriminator of your own
+    python evaluate.py --score a.mp4 b.mp4  only: does the sound of these files belong to their picture?
     torchrun --nproc-per-node 4 -- evaluate.py --n 10000       clips drawn by four processes
 
 real         held-out pairs of the world                shuffled     the same, sound and picture of different clips
@@ -101,21 +102,35 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
-    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
+    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="default %(default)s")
     parser.add_argument(
-        "--weight", type=float, nargs="+", default=[1.0, 4.0], help="one, or for t > 0.6, t > 0.1 and the rest"
+        "--weight",
+        type=float,
+        nargs="+",
+        default=[1.0, 4.0],
+        help="one, or for t > 0.6, t > 0.1 and the rest (default 1 4)",
     )
-    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
+    parser.add_argument(
+        "--run", type=Path, default=checkpoint.PRETRAINED, help="a run of train.py (default pretrained)"
+    )
     parser.add_argument("--joint", type=Path, metavar="RUN", help="a run of train.py joint, to compare with")
     parser.add_argument("--score", type=Path, nargs="+", metavar="CLIP", help="only score the sync of media files")
-    parser.add_argument("--data", default="xylophone", help="xylophone, or a folder of clips (fidelity only, no hits)")
-    parser.add_argument("--hold-out", type=float, default=0.0, metavar="SHARE", help="judge on the files so held out")
-    parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("runs/evaluate"))
-    args = parser.parse_args(argv)
+    parser.add_argument("--data", default="xylophone", help="xylophone (default), or a folder (fidelity, no hits)")
+    parser.add_argument(
+        "--hold-out", type=float, default=0.0, metavar="SHARE", help="judge on files so held out (default 0)"
+    )
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of clips and noise (default %(default)s)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (here %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder (default %(default)s)")
+    args = script.parse_options(parser, argv)
     if args.n < 2 or args.steps < 1 or len(args.weight) > 3:
         parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
+    if args.score and (args.joint or args.hold_out or args.data != "xylophone"):
+        parser.error("--score judges the files it is given: leave out --joint, --data and --hold-out")
+    if not 0 <= args.hold_out < 1 or (args.hold_out and args.data == "xylophone"):
+        parser.error("--hold-out is a share, below 1, of the files of --data FOLDER, as it was given to train.py")
     return args
 
 

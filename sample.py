@@ -65,26 +65,33 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
-    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="(default %(default)s)")
+    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="default %(default)s")
     parser.add_argument(
-        "--weight", type=float, nargs="+", default=[1.0], help="one, or for t > 0.6, t > 0.1 and the rest"
+        "--weight", type=float, nargs="+", default=[1.0], help="one, or for t > 0.6, t > 0.1 and the rest (default 1)"
     )
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, part of which is kept")
     parser.add_argument("--keep", choices=("audio", "video", "start"), help="what to keep of --given")
     parser.add_argument("--prompt", help="what is seen and heard, for a run on models that take text")
     parser.add_argument(
-        "--prompt-scale", type=float, nargs=2, default=[7.5, 2.5], metavar=("V", "A"),
+        "--prompt-scale", type=float, nargs=2, metavar=("V", "A"),
         help="classifier-free guidance of video and audio (default 7.5 2.5)",
     )  # fmt: skip
-    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("samples"))
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--run", type=Path, default=checkpoint.PRETRAINED, help="a run of train.py (default pretrained)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default %(default)s)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (here %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder (default %(default)s)")
+    args = script.parse_options(parser, argv)
     if args.n < 1 or args.steps < 1 or len(args.weight) > 3:
         parser.error("--n and --steps must be at least 1, and --weight one to three numbers")
     if bool(args.given) != bool(args.keep):
         parser.error("--given CLIP and --keep audio|video|start go together")
+    if args.prompt is None and args.prompt_scale:
+        parser.error("--prompt-scale is of --prompt, which is not given")
+    args.prompt_scale = args.prompt_scale or [7.5, 2.5]
     if args.prompt is not None and args.keep == "start":
         parser.error("--keep start is for this project's own base models, not for --prompt")
     return args
@@ -143,7 +150,8 @@ def make_pairs(args: argparse.Namespace) -> None:
     print(f"{'':12} {'hit_f1':>8} {'pitch':>8} {'both':>8}")
     for name, a in agreements.items():
         print(f"{name:12} {a['hit_f1']:8.3f} {a['pitch_accuracy']:8.3f} {found[name]:8.3f}")
-    print(f"{report['seconds']:.0f} s; open {args.out / 'index.html'}")
+    print(f"{report['seconds']:.0f} s; mp4, wav, png, contact.png and report.json are in {args.out}")
+    print(f"next: open {args.out / 'index.html'}")
 
 
 def main(argv: list[str] | None = None) -> None:

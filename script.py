@@ -1,4 +1,4 @@
-"""How every script ends: done, stopped by Ctrl-C, or with an error told in one line; never with a traceback.
+"""How every script begins and ends: its options; done, stopped by Ctrl-C, or an error told in one line, no traceback.
 
 Imported before all else: other imports take seconds. Until `run_main` begins, and once it is through, Ctrl-C ends the
 program at once, as nothing can be lost. In between it is a KeyboardInterrupt, on which files.atomic leaves no half
@@ -7,8 +7,11 @@ file; training asks to finish its step and save first (`interruptible`).
 Used by train.py, sample.py, evaluate.py, toy/ and benchmarks/.
 """
 
+import argparse
+import difflib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -59,6 +62,17 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(STOPPED)
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+
+
+def parse_options(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """parser.parse_args, where an unknown option is told with the known one that is nearest."""
+    known = re.findall(r"--[\w-]+", parser.format_usage())
+    for word in sys.argv[1:] if argv is None else argv:
+        name = word.split("=")[0]
+        if re.match(r"--\w", name) and not any(option.startswith(name) for option in ["--help", *known]):
+            near = difflib.get_close_matches(name, known, 1)
+            parser.error(f"there is no option {name}" + (f", but {near[0]}" if near else "; --help lists them"))
+    return parser.parse_args(argv)
 
 
 @contextmanager

@@ -8,14 +8,14 @@
                                                   the same on two models of the diffusers library
     python train.py joint                         one model of both modalities, without guidance
     python train.py --resume runs/discriminator   go on where a run stopped (Ctrl-C saves)
-What a step minimises is in objective.py.
+
+What a step minimises is in objective.py, the options are in options.py.
 """
 
 import script  # isort: skip, before what takes seconds to import
 
 import argparse
 import contextlib
-import shutil
 import time
 from pathlib import Path
 
@@ -27,6 +27,7 @@ import checkpoint
 import distributed
 import figures
 import log
+import options
 import pretrained
 from clips import open_world
 from files import remove_leftovers
@@ -36,25 +37,6 @@ from manifest import save_report
 from muon import learning_rate, make_optimizers
 from objective import GROUP, ahead, make_objective, of_states
 from score import VPSDE, FrozenModel
-
-BUDGETS = {"video": 60.0, "audio": 45.0, "joint": 75.0, "discriminator": 19.5}  # minutes on 2 cores
-DEFAULTS = {
-    "data": "xylophone",
-    "video_model": "",
-    "audio_model": "",
-    "pairing": "index",
-    "hold_out": 0.0,
-    "size": 32,
-    "batch": 32,
-    "bce_weight": 3.0,
-    "noise_weight": 2.0,
-    "warmup": 250,
-    "fakes": "shuffled",
-    "lr": 1e-2,
-    "seed": 0,
-    "bases": checkpoint.PRETRAINED,
-    "compile": False,
-}
 
 
 def update_ema(ema: dict[str, Tensor], network: nn.Module, step: int, decay: float = 0.999) -> None:
@@ -178,9 +160,24 @@ def train(args: argparse.Namespace) -> None:
         if window:
             run["history"].append(log.average(window, run["step"]))
         save()
-    state = "stopped; go on with python train.py --resume" if stopped else "done; loss.png and all else are in"
     if distributed.rank() == 0:
-        print(f"{args.model}: {run['step']} steps in {run['seconds']:.0f} s, {state} {out}")
+        done = "stopped" if stopped else "done"
+        print(f"{args.model}: {run['step']} steps in {run['seconds']:.0f} s, {done}; weights and pictures are in {out}")
+        print(f"next: {next_command(args, stopped)}")
+
+
+def next_command(args: argparse.Namespace, stopped: bool) -> str:
+    """What one does with a run."""
+    if stopped:
+        return f"python train.py --resume {args.out}"
+    if args.video_model:
+        return f'python sample.py --run {args.out} --prompt "what is seen and heard"'
+    return {
+        "discriminator": f"python sample.py --run {args.out}",
+        "joint": f"python evaluate.py --joint {args.out}",
+    }.get(
+        args.model, f"cp {args.out}/model.pt BASES/{args.model}.pt, and train.py --bases BASES with both models there"
+    )
 
 
 def progress_of(run: dict, args: argparse.Namespace) -> float:
@@ -188,69 +185,8 @@ def progress_of(run: dict, args: argparse.Namespace) -> float:
     return run["step"] / args.steps if args.steps else run["seconds"] / (60 * args.minutes)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", choices=tuple(BUDGETS), default="discriminator")
-    parser.add_argument("--data", help="xylophone (default), or a folder of clips")
-    parser.add_argument(
-        "--hold-out", type=float, metavar="SHARE", help="of a folder's files, not trained on (default 0)"
-    )
-    parser.add_argument("--size", type=int, help="pixels a side, half as many frames at 8 a second (default 32)")
-    parser.add_argument("--video-model", metavar="NAME", help="a diffusers video pipeline, a folder or a hub name")
-    parser.add_argument("--audio-model", metavar="NAME", help="an AudioLDM pipeline; the README has what fits")
-    parser.add_argument("--pairing", choices=("index", "log-snr"), help="of the two models' steps (default index)")
-    parser.add_argument("--steps", type=int, help="train this many steps; repeats exactly on the same machine")
-    parser.add_argument(
-        "--minutes", type=float, help="or this long (default: 60 video, 45 audio, 75 joint, 19.5 discriminator)"
-    )
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run, its options holding where none is given")
-    parser.add_argument("--batch", type=int, help="clips a step (default 32)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-2)")
-    parser.add_argument("--bce-weight", type=float, help="default 3")
-    parser.add_argument("--noise-weight", type=float, help="default 2")
-    parser.add_argument("--warmup", type=int, help="first steps, on bce alone (default 250)")
-    parser.add_argument("--fakes", choices=("shuffled", "generated"), help="default shuffled")
-    parser.add_argument("--bases", type=Path, help="folder with video.pt and audio.pt (default pretrained)")
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        default=None,
-        help="compile what is differentiated once (minutes, then faster)",
-    )
-    parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints (default 5)")
-    parser.add_argument("--seed", type=int, help="default 0")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="run folder (default runs/MODEL)")
-    args = parser.parse_args(argv)
-    stored = {}
-    if args.resume:
-        stored = checkpoint.load(Path(args.resume) / "last.pt")["args"]
-        args.model, args.out = stored["model"], Path(args.resume)
-        if args.steps is None and args.minutes is None:
-            args.steps = stored["steps"]
-    models = [getattr(args, f"{kind}_model") or stored.get(f"{kind}_model") for kind in ("video", "audio")]
-    defaults = DEFAULTS | {"minutes": BUDGETS[args.model]} | ({"size": 0} if any(models) else {})
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value if stored.get(name) is None else type(value)(stored[name]))
-    args.out = args.out or Path("runs") / args.model
-    if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        parser.error("--compile needs a C++ compiler: install g++, or train without")
-    if not 0 <= args.hold_out < 1:
-        parser.error("--hold-out is a share of the files: from 0 up to, but not 1")
-    if any(models) and (not all(models) or args.model != "discriminator" or args.data == "xylophone"):
-        parser.error("--video-model and --audio-model go together, with --data FOLDER, and take a discriminator")
-    if any(models) and args.fakes == "generated":
-        parser.error("--fakes generated is for this project's own base models")
-    if not any(models) and (args.size < 32 or args.size % 16):
-        parser.error("--size must be a multiple of 16 and at least 32")
-    if args.batch < 1 or args.batch % GROUP or (args.steps is not None and args.steps < 1) or args.minutes <= 0:
-        parser.error(f"--batch must be a multiple of {GROUP}, --steps at least 1 and --minutes above 0")
-    return args
-
-
 def main() -> None:
-    args = parse()
+    args = options.parse(__doc__)
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core makes the next batch
     torch.backends.cuda.matmul.allow_tf32 = True
     with distributed.processes(args.device) as args.device:

@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=512, help="clips a row (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--out", type=Path, default=Path("runs/levers"))
-    args = parser.parse_args(argv)
+    args = script.parse_options(parser, argv)
     for name in args.rows:
         run = args.out / name.replace(" ", "-")
         if (run / "row.json").exists():

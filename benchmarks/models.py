@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", choices=("AnimateDiff", "ModelScope"), help="with AudioLDM-S")
     parser.add_argument("--size", type=int, default=256, help="pixels a side (default %(default)s)")
-    args = parser.parse_args(argv)
+    args = script.parse_options(parser, argv)
     print(f"{'parameters, millions':32} {'UNet':>8} {'VAE':>8} {'text':>8} {'all':>8} {'GB, float16':>12}")
     with torch.device("meta"):
         weights = {

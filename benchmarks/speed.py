@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--profile", action="store_true", help="show the operations that take most of the time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
-    args = parser.parse_args(argv)
+    args = script.parse_options(parser, argv)
     if args.size < 32 or args.size % 16 or args.batch < 1 or args.batch % GROUP or args.rounds < 1:
         parser.error(f"--size must be a multiple of 16 from 32 on, --batch one of {GROUP}, and --rounds at least 1")
 

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/steps"))
-    args = parser.parse_args(argv)
+    args = script.parse_options(parser, argv)
     if args.n < 2 or min(args.steps) < 1 or len(args.weight) > 3:
         parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
 

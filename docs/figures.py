@@ -8,7 +8,7 @@
     loss        step 3: what the residual explains of the noise that the base models miss
     guidance    step 4: a sound estimated from noise, by the base model alone and with the residual
     animation   step 5: a clip being denoised, guided and independent from the same noise
-    traps       trap_additive, trap_bce, trap_kernel, trap_weight, trap_accuracy: toy/traps.py
+    traps       toy_scores, trap_additive, trap_bce, trap_kernel, trap_weight, trap_accuracy: toy/traps.py
 
 White behind dark lines, so that they can be read on a light page and on a dark one.
 """
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     names = (*drawn, "animation", "traps")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of the pictures above (default all)")
-    args = parser.parse_args(argv)
+    args = script.parse_options(parser, argv)
     if unknown := set(args.names) - set(names):
         parser.error(f"no picture {', '.join(sorted(unknown))}: there are {', '.join(names)}")
     for name in args.names or names:
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
             print(DOCS / "denoising.gif")
         elif name == "traps":
             for trap, figure in traps.draw_all(traps.measure()).items():
-                save(f"trap_{trap}", figure)
+                save(trap, figure)
         else:
             save(name, drawn[name]())
 

@@ -13,6 +13,7 @@ import checkpoint
 import distributed
 import many
 import objective
+import options
 import sample
 import train
 from clips import open_world
@@ -32,7 +33,7 @@ def gradients(arguments: list[str], k: int) -> dict[str, torch.Tensor]:
     """Of batch k, by parameter; base models in float32, whose rounding does not depend on the rows beside."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    args, sde = train.parse(arguments), VPSDE()
+    args, sde = options.parse("", arguments), VPSDE()
     world = open_world(args.data, args.size)
     network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world))
     bases = tuple(checkpoint.load_base(args.bases / f"{kind}.pt", kind, 32, sde) for kind in ("video", "audio"))
@@ -50,8 +51,11 @@ CASES = {  # the discriminator's batch 0 is of the warm-up, where the repairs ta
 
 
 def gradients_of_all(bases: Path) -> dict[str, dict]:
-    options = ["--batch", "8", "--steps", "20", "--warmup", "5", "--bases", str(bases)]
-    return {name: gradients([model, *options], k) for name, (model, k) in CASES.items()}
+    common, own = ["--batch", "8", "--steps", "20"], ["--warmup", "5", "--bases", str(bases)]
+    return {
+        name: gradients([model, *common, *(own if model == "discriminator" else [])], k)
+        for name, (model, k) in CASES.items()
+    }
 
 
 def one_of_two(rank: int, port: int, bases: Path, out: Path) -> None:
@@ -77,12 +81,12 @@ def test_gradients_on_two_processes_are_those_on_one_with_the_same_global_batch(
             assert_close(ranks[0][case][name] / scale, g / scale, rtol=1e-5, atol=1e-5)
 
 
-def torchrun(*arguments: str, options: tuple = ()) -> str:
+def torchrun(*arguments: str, launched: tuple = ()) -> str:
     """What two processes printed, started by torchrun (with these options), one thread each."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, *map(str, options), "--", *map(str, arguments)], env=environment, capture_output=True, text=True
+        [*launch, *map(str, launched), "--", *map(str, arguments)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -91,7 +95,7 @@ def torchrun(*arguments: str, options: tuple = ()) -> str:
 def test_training_restarts_after_a_killed_worker_and_resumes_with_another_number_of_processes(bases, tmp_path):
     """Two processes, one killed in step 3 and both restarted from step 2; stopped after 3 and ended by one, against one
     throughout: nearly, as sums have another order."""
-    options = ["--batch", "8", "--warmup", "1", "--bases", str(bases), "--steps", "5", "--lr", "1e-3"]
+    common = ["--batch", "8", "--warmup", "1", "--bases", str(bases), "--steps", "5", "--lr", "1e-3"]
     script = tmp_path / "killed_in_step_three.py"
     script.write_text(
         "import os, signal, train\nreal = train.progress_of\n"
@@ -103,11 +107,11 @@ def test_training_restarts_after_a_killed_worker_and_resumes_with_another_number
         "train.progress_of, train.preview = progress_of, lambda *a: None\ntrain.main()\n"
     )
     two, one = tmp_path / "two", tmp_path / "one"
-    said = torchrun(script, *options, "--save-minutes", "0", "--out", two, options=("--max-restarts", "1"))
+    said = torchrun(script, *common, "--save-minutes", "0", "--out", two, launched=("--max-restarts", "1"))
     assert (tmp_path / "killed").exists() and said.count("discriminator: 3 steps") == 1
     assert checkpoint.load(two / "last.pt")["step"] == 3
-    train.train(train.parse(["--resume", str(two)]))
-    train.train(train.parse([*options, "--out", str(one)]))
+    train.train(options.parse("", ["--resume", str(two)]))
+    train.train(options.parse("", [*common, "--out", str(one)]))
     two, one = (checkpoint.load(run / "last.pt") for run in (two, one))
     assert two["step"] == one["step"] == 5
     torch.manual_seed(0)

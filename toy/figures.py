@@ -1,6 +1,6 @@
 """The pictures of the toy: score fields, samples over the true density, error against t.
 
-Used by toy/run.py.
+Used by toy/run.py, toy/traps.py and docs/figures.py.
 """
 
 from pathlib import Path
@@ -15,7 +15,8 @@ REACH = 2.8
 
 def draw_all(out: Path, target, bases: tuple, systems: dict, samples: dict, errors: dict, levels: tuple, joint_score):
     """scores.png, samples.png and errors.png in `out`."""
-    score_fields(out / "scores.png", target, bases, systems["both"], joint_score)
+    fields = score_fields(target, bases, systems["both"], joint_score)
+    figures.save_figure(out / "scores.png", fields, dpi=70)
     sample_clouds(out / "samples.png", target, samples)
     figures.save_lines(out / "errors.png", levels, errors, "t", "relative error of the joint score", yscale="log")
 
@@ -30,7 +31,7 @@ def show_density(axis: plt.Axes, target, level: float, n: int = 120) -> None:
     axis.imshow(density, origin="lower", extent=(-REACH, REACH) * 2, cmap="Blues", alpha=0.7)
 
 
-def score_fields(path: Path, target, bases: tuple, system, joint_score) -> None:
+def score_fields(target, bases: tuple, system, joint_score) -> plt.Figure:
     """Rows: three noise levels. Columns: the true joint score, the guided one, their difference on the same scale."""
     z = grid(15)
     figure, axes = plt.subplots(3, 3, figsize=(10, 10), sharex=True, sharey=True)
@@ -43,7 +44,7 @@ def score_fields(path: Path, target, bases: tuple, system, joint_score) -> None:
             axis.quiver(*z.T.numpy(), *field.T.numpy(), angles="xy", scale=scale, width=0.005)
             axis.set_title(f"{name}, t = {level}")
     figure.tight_layout()
-    figures.save_figure(path, figure, dpi=70)
+    return figure
 
 
 def sample_clouds(path: Path, target, samples: dict) -> None:

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2250, help="of training (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/information"))
-    args = parser.parse_args(argv)
+    args = script.parse_options(parser, argv)
     if not -1 < args.rho < 1 or args.steps < 1:
         parser.error("--rho must lie between -1 and 1, and --steps be at least 1")
     start = time.time()

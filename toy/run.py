@@ -232,13 +232,13 @@ def over_seeds(reports: list, statistic: Callable[[list[float]], float | str]) -
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", choices=("gaussian", "mixture"), default="gaussian")
+    parser.add_argument("--target", choices=("gaussian", "mixture"), default="gaussian", help="default %(default)s")
     parser.add_argument("--rho", type=float, default=0.8, help="correlation of the Gaussian (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="repeat with this many seeds (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (default %(default)s)")
     parser.add_argument("--device", choices=("cpu",), default="cpu", help="the toy is too small for a GPU")
-    parser.add_argument("--out", type=Path, default=Path("runs/toy"))
-    args = parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder (default %(default)s)")
+    args = script.parse_options(parser, argv)
     if not -1 < args.rho < 1 or args.seeds < 1:
         parser.error("--rho must lie between -1 and 1, and --seeds be at least 1")
     reports = [run(args, args.seed + k, args.out if k == 0 else None) for k in range(args.seeds)]
@@ -262,7 +262,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"y given x = {GIVEN}, {at:6}: mean {row['mean']}, variance {row['variance']}")
     information = cells["mutual_information"]
     print(f"mutual information {information['estimate']} nats, exact {information['exact']}")
-    print(f"{report['seconds']:.0f} s a seed; figures and report.json in {args.out}")
+    print(f"{report['seconds']:.0f} s a seed; scores.png, samples.png, errors.png and report.json are in {args.out}")
+    print("next: python sample.py --weight 1 4, the same on clips")
 
 
 if __name__ == "__main__":

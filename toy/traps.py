@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from figures import plt
 from pairs import Levels, Noisy, perturb_pairs
 from score import VPSDE, FrozenModel, expand
-from toy.figures import REACH, show_density
-from toy.run import LEVELS, TinyDiscriminator, draw, make_target, score_errors, start_worker, train
+from toy.figures import REACH, score_fields, show_density
+from toy.run import LEVELS, TinyDiscriminator, draw, joint_score, make_target, score_errors, start_worker, train
 from toy.target import Mixture
 
 STEPS, RHO, FEW, SHOWN = 1000, 0.8, 200, 20_000
@@ -76,7 +76,7 @@ def measure(steps: int = STEPS) -> dict:
         jobs = {name: pool.submit(draw, nets[name], bases, 0, n=SHOWN) for name in ("both", "additive", "kernel")}
         jobs |= {weight: pool.submit(draw, nets["both"], bases, 0, weight, SHOWN) for weight in WEIGHTS}
         samples = {name: job.result() for name, job in jobs.items()}
-    found = {"samples": samples, "errors": {}, "accuracy": {}}
+    found = {"networks": nets, "samples": samples, "errors": {}, "accuracy": {}}
     for kind, names in (("gaussian", (None, "few", "both")), ("mixture", (None, "mixture bce", "mixture both"))):
         target, bases = make_target(kind, RHO)
         found["errors"] |= {name or kind: score_errors(nets.get(name), target, bases) for name in names}
@@ -125,15 +125,19 @@ def of_samples(points: Tensor) -> str:
 
 
 def draw_all(found: dict) -> dict[str, plt.Figure]:
-    """A figure for each trap."""
+    """A figure for each trap, and the score fields of what is right."""
     titles = {"both": "as it should be", "additive": "additive", "kernel": "another kernel"}
     titles |= {weight: f"weight {weight:g}" for weight in WEIGHTS}
     samples = found["samples"]
     named = {name: {f"{title}\n{of_samples(samples[name])}": samples[name]} for name, title in titles.items()}
+    target, bases = make_target("gaussian", RHO)
     return {
-        "additive": clouds(named["both"] | named["additive"]),
-        "bce": by_level(found, "mixture", {"mixture bce": "cross-entropy alone", "mixture both": "and noise loss"}),
-        "kernel": clouds(named["both"] | named["kernel"]),
-        "weight": clouds({title: z for weight in WEIGHTS for title, z in named[weight].items()}),
-        "accuracy": by_level(found, "gaussian", {"few": "200 pairs seen", "both": "new pairs each step"}),
+        "toy_scores": score_fields(target, bases, found["networks"]["both"], joint_score),
+        "trap_additive": clouds(named["both"] | named["additive"]),
+        "trap_bce": by_level(
+            found, "mixture", {"mixture bce": "cross-entropy alone", "mixture both": "and noise loss"}
+        ),
+        "trap_kernel": clouds(named["both"] | named["kernel"]),
+        "trap_weight": clouds({title: z for weight in WEIGHTS for title, z in named[weight].items()}),
+        "trap_accuracy": by_level(found, "gaussian", {"few": "200 pairs seen", "both": "new pairs each step"}),
     }
