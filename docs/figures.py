@@ -64,7 +64,7 @@ def one_clip() -> tuple[Tensor, Tensor]:
 
 
 def spectrogram(axis: plt.Axes, audio: Tensor, title: str) -> None:
-    axis.imshow(audio[0, 0], origin="lower", aspect="auto", vmin=-1, vmax=1, cmap="magma")
+    axis.imshow(audio[0, 0].numpy(), origin="lower", aspect="auto", vmin=-1, vmax=1, cmap="magma")
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=9)
 
@@ -78,7 +78,7 @@ def noise() -> plt.Figure:
     for (above, below), level in zip(axes.T, (0.0, 0.1, 0.3, 0.5, 0.7, 1.0), strict=True):
         t = torch.full((1,), level)
         video, audio = (sde.perturb(x, t, e) for x, e in zip(clip, eps, strict=True))
-        above.imshow(media.to_frames(video)[0, 8])
+        above.imshow(media.to_frames(video)[0, 8].numpy())
         above.set(xticks=[], yticks=[])
         alpha = sde.marginal(t)[0].item()
         above.set_title(rf"t = {level:g}, $\alpha$ = {alpha:.2f}", fontsize=9)
@@ -125,7 +125,7 @@ def guidance() -> plt.Figure:
 def panel(video: Tensor, audio: Tensor, title: str) -> Image.Image:
     """Eight frames of a clip over its spectrogram, 256 pixels wide."""
     strip = torch.cat(list(media.to_frames(video)[0, ::2]), dim=1)
-    sound = plt.get_cmap("magma")((audio[0, 0].flip(0).clamp(-1, 1) + 1) / 2, bytes=True)
+    sound = plt.get_cmap("magma")((audio[0, 0].flip(0).clamp(-1, 1).numpy() + 1) / 2, bytes=True)
     picture = Image.new("RGB", (256, 120), "white")
     ImageDraw.Draw(picture).text((2, 3), title, fill="black")
     picture.paste(Image.fromarray(strip.numpy()), (0, 18))
