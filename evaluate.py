@@ -184,6 +184,7 @@ def evaluate(args: argparse.Namespace) -> None:
     figures.save_lines(args.out / "sync.png", shifts, {"real clips": scores}, **axes)
     print_report(report)
     print(f"report.json, sync.png and {', '.join(f'{name}.png' for name in draws)} are in {args.out}")
+    print(f"next: python sample.py --run {args.run} --weight {' '.join(f'{w:g}' for w in args.weight)}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -223,6 +224,7 @@ def print_scores(args: argparse.Namespace, rows: list[dict]) -> None:
     print(f"{'nats':>9}      error  above 0: the sound belongs to the picture; below: it does not")
     for row in rows:
         print(f"{row['nats']:9.2f} +- {row['error']:5.2f}    {row['clip']}")
+    print(f"report.json is in {args.out}; next: python sample.py --given CLIP --keep video, for a sound that belongs")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,11 @@ def test_links_lead_somewhere_and_pictures_are_small_and_told(page):
             assert found.exists() and (not heading or heading in headings[found]), target
 
 
+def test_each_file_has_its_concept_in_the_table():
+    table = README[README.index("| file | one concept |") :]
+    assert [path.name for path in sorted(ROOT.glob("*.py")) if f"`{path.name}`" not in table] == []
+
+
 def commands() -> list[str]:
     lines = [line.split("  #")[0] for page in PAGES for line in page.read_text().split("\n") if line.startswith("    ")]
     return sorted({found for line in lines for found in re.findall(r"(?:python|--) (\w\S*\.py[^&]*)", line)})
