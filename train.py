@@ -110,8 +110,8 @@ def train(args: argparse.Namespace) -> None:
     def save() -> None:
         if distributed.rank() > 0:
             return
-        options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        common = {**about, "args": options, "step": run["step"]}
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        common = {**about, "args": given, "step": run["step"]}
         checkpoint.save(out / "model.pt", {**common, "model": {name: value.half() for name, value in ema.items()}})
         state = {"model": network.state_dict(), "ema": ema, "run": run}
         checkpoint.save(out / "last.pt", {**common, **state, "optimizers": [o.state_dict() for o in optimizers]})
@@ -185,8 +185,12 @@ def progress_of(run: dict, args: argparse.Namespace) -> float:
     return run["step"] / args.steps if args.steps else run["seconds"] / (60 * args.minutes)
 
 
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    return options.parse(__doc__, argv)
+
+
 def main() -> None:
-    args = options.parse(__doc__)
+    args = parse()
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core makes the next batch
     torch.backends.cuda.matmul.allow_tf32 = True
     with distributed.processes(args.device) as args.device:

@@ -13,7 +13,6 @@ import checkpoint
 import distributed
 import many
 import objective
-import options
 import sample
 import train
 from clips import open_world
@@ -33,7 +32,7 @@ def gradients(arguments: list[str], k: int) -> dict[str, torch.Tensor]:
     """Of batch k, by parameter; base models in float32, whose rounding does not depend on the rows beside."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    args, sde = options.parse("", arguments), VPSDE()
+    args, sde = train.parse(arguments), VPSDE()
     world = open_world(args.data, args.size)
     network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world))
     bases = tuple(checkpoint.load_base(args.bases / f"{kind}.pt", kind, 32, sde) for kind in ("video", "audio"))
@@ -110,8 +109,8 @@ def test_training_restarts_after_a_killed_worker_and_resumes_with_another_number
     said = torchrun(script, *common, "--save-minutes", "0", "--out", two, launched=("--max-restarts", "1"))
     assert (tmp_path / "killed").exists() and said.count("discriminator: 3 steps") == 1
     assert checkpoint.load(two / "last.pt")["step"] == 3
-    train.train(options.parse("", ["--resume", str(two)]))
-    train.train(options.parse("", [*common, "--out", str(one)]))
+    train.train(train.parse(["--resume", str(two)]))
+    train.train(train.parse([*common, "--out", str(one)]))
     two, one = (checkpoint.load(run / "last.pt") for run in (two, one))
     assert two["step"] == one["step"] == 5
     torch.manual_seed(0)

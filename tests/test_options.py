@@ -3,7 +3,6 @@ import re
 import pytest
 
 import evaluate
-import options
 import sample
 import train
 from toy import run as toy
@@ -27,7 +26,7 @@ from toy import run as toy
 )
 def test_options_of_training_that_do_not_go_together_are_named(argv, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        options.parse("", argv)
+        train.parse(argv)
     assert message in capsys.readouterr().err
 
 
@@ -53,9 +52,7 @@ def test_a_prompt_scale_without_a_prompt_is_an_error(capsys):
     assert sample.parse(["--prompt", "a bell"]).prompt_scale == [7.5, 2.5]
 
 
-@pytest.mark.parametrize(
-    "parse", [lambda argv: options.parse(train.__doc__, argv), sample.parse, evaluate.parse, toy.main]
-)
+@pytest.mark.parametrize("parse", [train.parse, sample.parse, evaluate.parse, toy.main])
 def test_help_has_examples_and_says_what_each_option_is_when_it_is_not_given(parse, capsys):
     with pytest.raises(SystemExit, match="0"):
         parse(["--help"])
@@ -74,6 +71,6 @@ def test_a_run_names_the_next_command():
         ("joint", "python evaluate.py --joint runs/joint"),
         ("audio", "cp runs/audio/model.pt BASES/audio.pt"),
     ):
-        args = options.parse("", [model])
+        args = train.parse([model])
         assert train.next_command(args, stopped=False).startswith(following)
         assert train.next_command(args, stopped=True) == f"python train.py --resume runs/{model}"

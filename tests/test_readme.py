@@ -1,5 +1,4 @@
 import ast
-import functools
 import re
 import shlex
 import textwrap
@@ -10,8 +9,8 @@ import torch
 from torch import nn
 
 import evaluate
-import options
 import sample
+import train
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,6 +106,6 @@ def commands() -> list[str]:
 def test_commands_name_scripts_and_options_that_exist(command):
     name, *argv = shlex.split(command)
     assert (ROOT / name).exists()
-    parse = {"train.py": functools.partial(options.parse, ""), "sample.py": sample.parse, "evaluate.py": evaluate.parse}
+    parse = {"train.py": train.parse, "sample.py": sample.parse, "evaluate.py": evaluate.parse}
     if name in parse and "--resume" not in argv:
         parse[name](argv)

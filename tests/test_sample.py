@@ -115,7 +115,7 @@ def test_the_start_of_a_clip_is_kept_and_the_rest_made_anew(bases, tmp_path, sec
         (["--n", "0"], "must be at least 1"),
         (["--weight", "1", "2", "3", "4"], "--weight one to three numbers"),
         (["--solver", "euler"], "invalid choice"),
-        (["--colour"], "unrecognized arguments"),
+        (["--colour"], "there is no option --colour"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_a_non_zero_exit(bases, tmp_path, options, message, capsys):

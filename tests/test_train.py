@@ -17,7 +17,6 @@ import checkpoint
 import guidance
 import media
 import objective
-import options
 import sample
 import script
 import train
@@ -30,9 +29,6 @@ ROOT = Path(train.__file__).parent
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     monkeypatch.setattr(train, "preview", lambda *_: None)
-
-
-parse = functools.partial(options.parse, "")
 
 
 def small(bases: Path, out: Path, *more: str, kind: str = "discriminator") -> list[str]:
@@ -58,7 +54,7 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
     kind, fakes, bases, tmp_path, monkeypatch
 ):
     few_fakes(monkeypatch)
-    train.train(parse(small(bases, tmp_path / "whole", *fakes, kind=kind)))
+    train.train(train.parse(small(bases, tmp_path / "whole", *fakes, kind=kind)))
 
     @contextlib.contextmanager
     def stops_at_three():
@@ -68,9 +64,9 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(script, "interruptible", stops_at_three)
-        train.train(parse(small(bases, tmp_path / "parts", *fakes, kind=kind)))
+        train.train(train.parse(small(bases, tmp_path / "parts", *fakes, kind=kind)))
     assert checkpoint.load(tmp_path / "parts" / "last.pt")["step"] == 3
-    train.train(parse(["--resume", str(tmp_path / "parts")]))
+    train.train(train.parse(["--resume", str(tmp_path / "parts")]))
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     report = json.loads((tmp_path / "parts" / "report.json").read_text())
@@ -78,7 +74,7 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
 
 
 def test_noise_loss_joins_after_the_warm_up_and_trains_the_repairs(bases, tmp_path):
-    train.train(parse(small(bases, tmp_path)))
+    train.train(train.parse(small(bases, tmp_path)))
     losses = checkpoint.load(tmp_path / "last.pt")["run"]["history"][-1]["loss"].keys()
     assert losses == {"bce", "noise", "noise_base", "correct"}
     networks = checkpoint.load_run(tmp_path)
@@ -88,44 +84,44 @@ def test_noise_loss_joins_after_the_warm_up_and_trains_the_repairs(bases, tmp_pa
 @pytest.mark.parametrize("option", [("--noise-weight", "0"), ("--warmup", "6")])
 def test_without_a_noise_loss_the_base_models_are_not_asked(option, bases, tmp_path, monkeypatch):
     monkeypatch.setattr(FrozenModel, "forward", lambda *_: pytest.fail("a base model was asked"))
-    train.train(parse(small(bases, tmp_path, *option)))
+    train.train(train.parse(small(bases, tmp_path, *option)))
     losses = json.loads((tmp_path / "report.json").read_text())["loss"]
     assert set(losses) == {"bce", "correct"}
 
 
 def test_the_options_of_a_resumed_run_are_what_is_asked_for_and_else_its_own(bases, tmp_path):
-    train.train(parse(small(bases, tmp_path)))
-    resumed = parse(["--resume", str(tmp_path), "--minutes", "5"])
+    train.train(train.parse(small(bases, tmp_path)))
+    resumed = train.parse(["--resume", str(tmp_path), "--minutes", "5"])
     assert resumed.steps is None and resumed.minutes == 5
-    assert parse(["--resume", str(tmp_path)]).steps == 6
-    changed = parse(["--resume", str(tmp_path), "--fakes", "generated", "--lr", "1e-3"])
+    assert train.parse(["--resume", str(tmp_path)]).steps == 6
+    changed = train.parse(["--resume", str(tmp_path), "--fakes", "generated", "--lr", "1e-3"])
     assert (changed.fakes, changed.lr, changed.batch, changed.warmup) == ("generated", 1e-3, 4, 3)
-    assert (changed.bases, parse(["--resume", str(tmp_path), "--bases", "other"]).bases) == (bases, Path("other"))
-    train.train(parse(["--resume", str(tmp_path), "--steps", "9", "--lr", "1e-3"]))
+    assert (changed.bases, train.parse(["--resume", str(tmp_path), "--bases", "other"]).bases) == (bases, Path("other"))
+    train.train(train.parse(["--resume", str(tmp_path), "--steps", "9", "--lr", "1e-3"]))
     used = [o["param_groups"][0]["lr"] for o in checkpoint.load(tmp_path / "last.pt")["optimizers"]]
     assert used == pytest.approx([rate * train.learning_rate(8, 8 / 9) for rate in (1e-3, 1e-4)])
 
 
 def test_a_run_is_not_resumed_for_other_clips(bases, tmp_path):
-    train.train(parse(small(bases, tmp_path)))
+    train.train(train.parse(small(bases, tmp_path)))
     kept = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(ValueError, match=r"was trained for {.*\(3, 16, 32, 32\).*}, not {.*\(3, 24, 48, 48\)"):
-        train.train(parse(["--resume", str(tmp_path), "--size", "48"]))
+        train.train(train.parse(["--resume", str(tmp_path), "--size", "48"]))
     assert (tmp_path / "last.pt").read_bytes() == kept
 
 
 def test_a_run_of_another_size_trains_and_samples_from_its_folder_alone(bases, tmp_path):
     own = tmp_path / "bases"
     for kind in ("video", "audio"):
-        train.train(parse(small(own, tmp_path / kind, "--size", "48", "--steps", "1", kind=kind)))
+        train.train(train.parse(small(own, tmp_path / kind, "--size", "48", "--steps", "1", kind=kind)))
         own.mkdir(exist_ok=True)
         (tmp_path / kind / "model.pt").rename(own / f"{kind}.pt")
-    train.train(parse(small(own, tmp_path / "run", "--size", "48", "--steps", "1")))
+    train.train(train.parse(small(own, tmp_path / "run", "--size", "48", "--steps", "1")))
     sample.main(["--n", "1", "--steps", "2", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "samples")])
     frames, waveform = media.read_clip(tmp_path / "samples" / "guided_00.mp4", 8, 48)
     assert frames.shape == (24, 48, 48, 3) and len(waveform) >= 47_000
     with pytest.raises(ValueError, match=r"video.pt is for --size 32, not 48: train.py video --size 48 makes another"):
-        train.train(parse(small(bases, tmp_path / "none", "--size", "48")))
+        train.train(train.parse(small(bases, tmp_path / "none", "--size", "48")))
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(bases, tmp_path):
@@ -145,7 +141,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(bases, tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(bases, tmp_path, monkeypatch):
-    train.train(parse(small(bases, tmp_path)))
+    train.train(train.parse(small(bases, tmp_path)))
     before = weights(tmp_path)
 
     def broken(args, network, *_):
@@ -153,7 +149,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(bases, 
 
     monkeypatch.setattr(train, "make_objective", broken)
     with pytest.raises(FloatingPointError, match="the loss is nan and its gradient nan in batch 6 of --seed 0"):
-        train.train(parse(["--resume", str(tmp_path), "--steps", "9"]))
+        train.train(train.parse(["--resume", str(tmp_path), "--steps", "9"]))
     after = checkpoint.load(tmp_path / "last.pt")
     assert after["step"] == 6 and all(torch.equal(after["model"][name], value) for name, value in before.items())
 
@@ -165,7 +161,7 @@ def test_compiled_training_gives_the_same_numbers(kind, compiled, bases, tmp_pat
     monkeypatch.setattr(torch, "compile", lambda f: traced.append(f) or real(f, backend="aot_eager"))
     warmup = ["--warmup", "0"] if kind == "discriminator" else []
     for name, more in (("plain", []), ("compiled", ["--compile"])):
-        train.train(parse(small(bases, tmp_path / name, "--steps", "2", *warmup, *more, kind=kind)))
+        train.train(train.parse(small(bases, tmp_path / name, "--steps", "2", *warmup, *more, kind=kind)))
     assert len(traced) == compiled
     plain, same = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
     for name in plain:
@@ -199,7 +195,7 @@ def test_denoising_loss_of_the_exact_clips_is_zero_and_of_silence_is_known(gener
 
 def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(bases):
     assert list(itertools.islice(objective.ahead(lambda k: k, 3), 40)) == list(range(3, 43))
-    args, sde = parse(["audio", "--batch", "4"]), VPSDE()
+    args, sde = train.parse(["audio", "--batch", "4"]), VPSDE()
     make, _ = objective.make_objective(args, None, Xylophone(), sde, ())
     (x0,), t, (eps,) = make(7)
     assert all(torch.equal(x, y) for x, (y,) in zip((x0, eps), make(7)[::2], strict=True)) and torch.equal(
