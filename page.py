@@ -43,7 +43,7 @@ PAGE = Template("""<!doctype html>
 </style>
 <h1>$title</h1>
 <p>$summary</p>
-<p>Marks: yellow, when the picture shows a hit; blue, when the sound has one.</p>
+$legend
 $rows
 <script>
 for (const row of document.querySelectorAll(".row")) {
@@ -76,6 +76,8 @@ for (const row of document.querySelectorAll(".row")) {
 </script>
 </html>
 """)
+
+LEGEND = "<p>Marks: yellow, when the picture shows a hit; blue, when the sound has one.</p>"
 
 ROW = Template("""<section class="row" aria-label="$name">
 <fieldset class="bar">
@@ -131,6 +133,8 @@ def save_page(path: Path, title: str, summary: str, seconds: float, rows: list[d
             switches.append(SWITCH.substitute(name=name, system=html.escape(system), checked=checked))
         inside = {"switches": "\n".join(switches), "figures": "\n".join(parts)}
         sections.append(ROW.substitute(inside, name=name, seconds=f"{seconds:g}"))
-    text = {"title": html.escape(title), "summary": html.escape(summary), "rows": "\n".join(sections)}
+    marked = any("seen" in clip for row in rows for clip in row.values())
+    text = {"title": html.escape(title), "summary": html.escape(summary), "legend": LEGEND if marked else ""}
+    text["rows"] = "\n".join(sections)
     with atomic(path) as temporary:
         temporary.write_text(PAGE.substitute(text, seconds=f"{seconds:g}"), encoding="utf-8")

@@ -92,11 +92,13 @@ def test_page_escapes_what_it_is_told_and_needs_no_network(tmp_path):
     text = (tmp_path / "index.html").read_text()
     assert "a&quot;&lt;b&gt;.mp4" in text and "T&lt;i&gt;" in text and "s &amp; t" in text and "guided&lt;u&gt;" in text
     assert "http" not in text and 'name="viewport"' in text and text.count("<script>") == 1
+    assert "Marks:" not in text
 
 
 def test_marks_stand_where_the_hits_are(tmp_path):
     rows = write_page(tmp_path)
     text = (tmp_path / "index.html").read_text()
+    assert "Marks: yellow" in text
     for strip in ("seen", "heard"):
         found = re.findall(rf'<div class="{strip}">(.*?)</div>', text, re.DOTALL)
         times = [[float(x) / 50 for x in re.findall(r"<i style=\"left:([\d.]+)%", part)] for part in found]
