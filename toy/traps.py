@@ -6,7 +6,7 @@
     weight      guidance weights above 1: too much correlation, then too much of everything
     accuracy    a discriminator that has seen 200 pairs classifies nearly as well as one that sees new ones
 
-Used by docs/figures.py, which draws them for the README, and by toy/walkthrough.ipynb.
+Used by docs/figures.py, which draws them for the README.
 """
 
 from concurrent.futures import ProcessPoolExecutor
