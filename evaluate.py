@@ -181,7 +181,7 @@ def evaluate(args: argparse.Namespace) -> None:
         figures.save_sheet(args.out / f"{name}.png", video[:8], audio[:8], [f"{name} {k}" for k in range(8)])
     shifts, scores = zip(*(row.values() for row in report["sync"]["curve"]), strict=True)
     axes = {"xlabel": "sound delayed by, ms", "ylabel": "score, nats", "xscale": "linear"}
-    figures.save_lines(args.out / "sync.png", shifts, {"real clips": scores}, **axes)
+    figures.save_figure(args.out / "sync.png", figures.draw_lines(shifts, {"real clips": scores}, **axes))
     print_report(report)
     print(f"report.json, sync.png and {', '.join(f'{name}.png' for name in draws)} are in {args.out}")
     print(f"next: python sample.py --run {args.run} --weight {' '.join(f'{w:g}' for w in args.weight)}")

@@ -61,15 +61,9 @@ def save_curves(path: Path, history: list[dict]) -> None:
     save_figure(path, figure)
 
 
-def save_lines(
-    path: Path,
-    x: Sequence,
-    lines: dict[str, Sequence],
-    xlabel: str,
-    ylabel: str,
-    xscale: str = "log",
-    yscale: str = "linear",
-) -> None:
+def draw_lines(
+    x: Sequence, lines: dict[str, Sequence], xlabel: str, ylabel: str, xscale: str = "log", yscale: str = "linear"
+) -> plt.Figure:
     """A line for each name, over x."""
     figure, axis = plt.subplots(figsize=(6, 4))
     for name, values in lines.items():
@@ -81,7 +75,7 @@ def save_lines(
     axis.legend()
     axis.grid(alpha=0.3)
     figure.tight_layout()
-    save_figure(path, figure)
+    return figure
 
 
 def save_figure(path: Path, figure: plt.Figure, dpi: int = 100) -> None:

@@ -47,11 +47,11 @@ $legend
 $rows
 <script>
 for (const row of document.querySelectorAll(".row")) {
-  const videos = [...row.querySelectorAll("video")], cursors = row.querySelectorAll(".cursor");
+  const videos = [...row.querySelectorAll("video")], figures = row.querySelectorAll("figure");
   const play = row.querySelector("button"), seek = row.querySelector("[type=range]"), seconds = $seconds;
   const show = () => {
     seek.value = videos[0].currentTime;
-    videos.forEach((v, k) => row.querySelectorAll("figure")[k].querySelectorAll(".cursor").forEach(
+    videos.forEach((v, k) => figures[k].querySelectorAll(".cursor").forEach(
       c => c.style.left = 100 * Math.min(1, v.currentTime / seconds) + "%"));
   };
   const run = () => {

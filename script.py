@@ -32,10 +32,11 @@ def end_at_once() -> None:
 
 def is_ours() -> bool:
     """Whether a script of this project is being run, or one of its workers: whoever imports one keeps their Ctrl-C."""
+    if multiprocessing.current_process().name != "MainProcess":
+        return True
     started = getattr(sys.modules["__main__"], "__file__", None)
-    return multiprocessing.current_process().name != "MainProcess" or (
-        started is not None and Path(started).resolve().parent in (ROOT, ROOT / "toy", ROOT / "benchmarks")
-    )
+    places = (ROOT, ROOT / "toy", ROOT / "docs", ROOT / "benchmarks")
+    return started is not None and Path(started).resolve().parent in places
 
 
 if is_ours():

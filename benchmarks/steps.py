@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             save_report(args, report)  # after each point: all of them take an hour
         lines[solver] = [systems[f"{solver} {k}"]["alignment"] for k in args.steps]
     calls = [3 * k for k in args.steps]
-    figures.save_lines(args.out / "steps.png", calls, lines, "network calls", "alignment")
+    figures.save_figure(args.out / "steps.png", figures.draw_lines(calls, lines, "network calls", "alignment"))
     print_table(systems, ["alignment", "hit_f1", "pitch_accuracy", "onset_error_ms", "video_frechet", "audio_frechet"])
     print(f"report.json and steps.png are in {args.out}")
 

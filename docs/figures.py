@@ -31,7 +31,7 @@ import checkpoint
 import information
 import media
 from data import Xylophone
-from figures import plt
+from figures import draw_lines, plt
 from files import atomic
 from guidance import JointEps, by_noise_level, denoise
 from pairs import perturb_pairs
@@ -86,15 +86,9 @@ def noise() -> plt.Figure:
     return figure
 
 
-def by_level(curves: dict[str, str], ylabel: str) -> plt.Figure:
-    figure, axis = plt.subplots(figsize=(5, 2.7))
-    for (key, label), style in zip(curves.items(), ("o-", "s-"), strict=True):
-        axis.plot([row["t"] for row in levels()], [row[key] for row in levels()], style, label=label, markersize=4)
-    axis.axhline(0, color="0.6", linewidth=0.8)
-    axis.set(xlabel="t", ylabel=ylabel)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    return figure
+def by_level(names: dict[str, str], ylabel: str) -> plt.Figure:
+    curves = {label: [row[key] for row in levels()] for key, label in names.items()}
+    return draw_lines([row["t"] for row in levels()], curves, "t", ylabel, xscale="linear")
 
 
 def log_ratio() -> plt.Figure:
@@ -178,8 +172,13 @@ def main(argv: list[str] | None = None) -> None:
             animation(DOCS / "denoising.gif")
             print(DOCS / "denoising.gif")
         elif name == "traps":
-            for trap, figure in traps.draw_all(traps.measure()).items():
+            found = traps.measure()
+            for trap, figure in traps.draw_all(found).items():
                 save(trap, figure)
+            for name in ("errors", "accuracy"):
+                print(f"{name}, t = {', '.join(map(str, traps.LEVELS))}")
+                for system, values in found[name].items():
+                    print(f"{system:13} " + "  ".join(f"{value:.4f}" for value in values))
         else:
             save(name, drawn[name]())
 

@@ -1,6 +1,6 @@
 """The pictures of the toy: score fields, samples over the true density, error against t.
 
-Used by toy/run.py, toy/traps.py and docs/figures.py.
+Used by toy/run.py, toy/traps.py and toy/walkthrough.ipynb.
 """
 
 from pathlib import Path
@@ -18,7 +18,8 @@ def draw_all(out: Path, target, bases: tuple, systems: dict, samples: dict, erro
     fields = score_fields(target, bases, systems["both"], joint_score)
     figures.save_figure(out / "scores.png", fields, dpi=70)
     sample_clouds(out / "samples.png", target, samples)
-    figures.save_lines(out / "errors.png", levels, errors, "t", "relative error of the joint score", yscale="log")
+    lines = figures.draw_lines(levels, errors, "t", "relative error of the joint score", yscale="log")
+    figures.save_figure(out / "errors.png", lines)
 
 
 def grid(n: int) -> torch.Tensor:

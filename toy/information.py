@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     save_report(args, {"rho": args.rho, "seconds": time.time() - start, "rows": rows})
     lines = {name: [row[name] for row in rows] for name in ("exact", "logit", "gradient")}
     axes = ("dimensions of x and of y", "mutual information, nats")
-    figures.save_lines(args.out / "information.png", DIMENSIONS, lines, *axes, yscale="log")
+    figures.save_figure(args.out / "information.png", figures.draw_lines(DIMENSIONS, lines, *axes, yscale="log"))
     print(f"{'dimensions':>10} {'exact':>8} {'logit':>16} {'gradient':>16}")
     for row in rows:
         cells = " ".join(f"{row[name]:8.3f} +- {row[name + '_error']:.3f}" for name in ("logit", "gradient"))
