@@ -102,13 +102,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
-    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="default %(default)s")
+    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-churn", help="default %(default)s")
     parser.add_argument(
         "--weight",
         type=float,
         nargs="+",
-        default=[1.0, 4.0],
-        help="one, or for t > 0.6, t > 0.1 and the rest (default 1 4)",
+        default=[1.0, 3.0],
+        help="one, or for t > 0.6, t > 0.1 and the rest (default 1 3)",
     )
     parser.add_argument(
         "--run", type=Path, default=checkpoint.PRETRAINED, help="a run of train.py (default pretrained)"

@@ -1,6 +1,6 @@
 """Make clips: guided by the discriminator, and beside them the same noise left to the two base models alone.
 
-    python sample.py --weight 1 4                         8 guided and 8 independent clips from the shipped weights
+    python sample.py --weight 1 3                         8 guided and 8 independent clips from the shipped weights
     python sample.py --run runs/discriminator             from a discriminator of your own
     python sample.py --given clip.mp4 --keep video        new sound for a given picture
     python sample.py --given clip.mp4 --keep audio        new pictures for a given sound
@@ -65,7 +65,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
-    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-sde", help="default %(default)s")
+    parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-churn", help="default %(default)s")
     parser.add_argument(
         "--weight", type=float, nargs="+", default=[1.0], help="one, or for t > 0.6, t > 0.1 and the rest (default 1)"
     )

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 250], help="(default %(default)s)")
     parser.add_argument("--solvers", nargs="+", choices=tuple(SOLVERS), default=list(SOLVERS), help="(default all)")
     parser.add_argument(
-        "--weight", type=float, nargs="+", default=[1.0, 4.0], help="one, or for t > 0.6, t > 0.1 and the rest"
+        "--weight", type=float, nargs="+", default=[1.0, 3.0], help="one, or for t > 0.6, t > 0.1 and the rest"
     )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")

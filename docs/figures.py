@@ -130,7 +130,7 @@ def panel(video: Tensor, audio: Tensor, title: str) -> Image.Image:
 def animation(path: Path) -> None:
     """An animated picture: two clips from the same noise, step by step, then held."""
     shapes, sde, runs = ((STARTS, 3, 16, 32, 32), (STARTS, 1, 64, 128)), models()[0].sde, {}
-    for name, weight in (("guided", by_noise_level(1.0, 4.0)), ("independent", 0.0)):
+    for name, weight in (("guided", by_noise_level(1.0, 3.0)), ("independent", 0.0)):
         generator = torch.Generator().manual_seed(SEED)
         start = tuple(sde.prior(shape, generator) for shape in shapes)
         states = [start, *denoise(JointEps(*models(), weight), start, sde, 25, generator=generator)]

@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     information = cells["mutual_information"]
     print(f"mutual information {information['estimate']} nats, exact {information['exact']}")
     print(f"{report['seconds']:.0f} s a seed; scores.png, samples.png, errors.png and report.json are in {args.out}")
-    print("next: python sample.py --weight 1 4, the same on clips")
+    print("next: python sample.py --weight 1 3, the same on clips")
 
 
 if __name__ == "__main__":
