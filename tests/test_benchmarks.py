@@ -8,7 +8,8 @@ import checkpoint
 import evaluate
 import information
 import train
-from benchmarks import levers, models, speed, steps
+from benchmarks import levers, models, onsets, speed, steps
+from data import Xylophone
 from score import VPSDE
 
 
@@ -34,6 +35,23 @@ def test_steps_reports_a_row_for_each_solver_and_number_of_steps(bases, tmp_path
     systems = json.loads((tmp_path / "report.json").read_text())["systems"]
     assert set(systems) == {"real", "shuffled", "ddim 1", "ddim 2", "ddpm 1", "ddpm 2"}
     assert (tmp_path / "steps.png").stat().st_size > 1000
+
+
+def test_onsets_finds_a_delay_of_the_sound_and_a_ball_that_leaves_its_parabola(generator):
+    video, audio = Xylophone().batch(64, generator)
+    real = onsets.breakdown(video, audio, fps=8)
+    late = onsets.breakdown(video, audio.roll(2, 3), fps=8)
+    assert real["all hits"] < 2.5 and real["fall - rebound"] < 1.5
+    assert late["all hits"] == pytest.approx(2 * 15.625, abs=1) and late["later"] > 25 and late["edge bars"] > 25
+    video[:, :, ::2, :24] = video[:, :, ::2, :24].roll(1, 3)  # above the bars, every other frame a pixel lower
+    assert onsets.breakdown(video, audio, fps=8)["fall - rebound"] > 10
+
+
+def test_onsets_reports_a_row_for_each_system(bases, tmp_path, capsys):
+    onsets.main(["--n", "2", "--run", str(bases), "--out", str(tmp_path), "--device", "cpu"])
+    systems = json.loads((tmp_path / "report.json").read_text())["systems"]
+    assert list(systems) == ["real", "guided", "audio given video", "video given audio"]
+    assert "fall - rebound" in capsys.readouterr().out
 
 
 def test_levers_trains_another_network_judges_it_and_keeps_the_row(tmp_path, monkeypatch, capsys):
