@@ -1,0 +1,94 @@
+"""Where onsets disagree: which hits of a clip, which bars, and what of it is the picture's own disagreement.
+
+    python benchmarks/onsets.py                             the shipped weights, 10 minutes on one core
+    python benchmarks/onsets.py --n 1000 --weight 1         more clips, another weight
+
+Median over matched hits of |seen - heard| in ms, of real clips and of guided ones, with a modality given or none: all
+hits; the first, second and later ones of a clip; those on the inner bars and on the two at the edge; those that fall in
+the first and in the second half of a frame, where the instant of the impact is further from what the last frame shows.
+The last column needs no sound: |fall - rebound| are the two instants at which one impact happens by the ball's fall
+before it and by its rise after it. A ball on its parabola has one.
+"""
+
+import sys  # isort: skip
+from pathlib import Path  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules it shares
+import script  # isort: skip, before what takes seconds to import
+
+import argparse
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import checkpoint
+import data
+import hits
+import media
+from evaluate import held_out, print_table
+from guidance import by_noise_level, sample
+from manifest import save_report
+from many import generate
+
+
+def fall_against_rebound(video: Tensor, seen: list[list[hits.Hit]], fps: int) -> Tensor:
+    """Seconds (hits,) by which the rebound, a fall seen backwards, puts each impact later than the fall does."""
+    ball, gaps = hits.ball_height((video.clamp(-1, 1) + 1) / 2), []
+    last = ball.shape[1] - 1
+    for heights, clip in zip(ball, seen, strict=True):
+        for time in (h[0] for h in clip if h[0] * fps < last - 1):  # two frames after it
+            after = int(time * fps) + 1
+            gaps.append(after / fps - hits.fall_time(heights.flip(0), last - after, 1 / fps) - time)
+    return torch.tensor(gaps)
+
+
+def breakdown(video: Tensor, audio: Tensor, fps: int) -> dict[str, float | None]:
+    """The table's row for clips video (B, 3, T, H, W), audio (B, 1, n_mels, L)."""
+    video = media.to_video(media.to_frames(video))
+    seen, heard = hits.see(video), hits.hear(audio)
+    rows = [
+        (abs(s[0] - h[0]), clip.index(s), s[1], s[0] * fps % 1)
+        for clip, sounds in zip(seen, heard, strict=True)
+        for s, h in hits.match(clip, sounds)
+    ]
+    error, order, bar, phase = torch.tensor(rows).reshape(-1, 4).T
+    edge = (bar == 0) | (bar == len(data.SCALE) - 1)
+    groups = {"all hits": order >= 0, "first": order == 0, "second": order == 1, "later": order > 1}
+    groups |= {"inner bars": ~edge, "edge bars": edge, "early in frame": phase < 0.5, "late in frame": phase >= 0.5}
+    row = {name: 1000 * error[group].median().item() if group.any() else None for name, group in groups.items()}
+    gaps = fall_against_rebound(video, seen, fps)
+    return row | {"fall - rebound": 1000 * gaps.abs().median().item() if len(gaps) else None}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
+    parser.add_argument(
+        "--weight", type=float, nargs="+", default=[1.0, 3.0], help="one, or for t > 0.6, t > 0.1 and the rest"
+    )
+    parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
+    parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/onsets"))
+    args = script.parse_options(parser, argv)
+    if args.n < 2 or len(args.weight) > 3:
+        parser.error("--n must be at least 2, and --weight one to three numbers")
+
+    models = checkpoint.load_run(args.run, args.device)
+    world = data.Xylophone(models[2].video_shape[-1])
+    real, _ = held_out(world, args.n, args.seed)
+    video, audio = (x.to(args.device) for x in real)
+    draw = partial(sample, *models, weight=by_noise_level(*args.weight), device=args.device)
+    given = {"guided": None, "audio given video": {"given_video": video}, "video given audio": {"given_audio": audio}}
+    rows = {"real": breakdown(*real, world.fps)}
+    for name, known in given.items():
+        clips = generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name, known)[:2]
+        rows[name] = breakdown(*clips, world.fps)
+    save_report(args, {"n": args.n, "seed": args.seed, "weight": args.weight, "systems": rows})
+    print_table(rows, list(rows["real"]))
+    print(f"report.json is in {args.out}")
+
+
+if __name__ == "__main__":
+    script.run_main(main)
