@@ -44,7 +44,7 @@ def generate(
         clips = draw_clips(*((rows.stop - first, *shape) for shape in shapes), generator=generator, **known)
         if not all(torch.isfinite(x).all() for x in clips):
             raise FloatingPointError(f"the {name} clips are not finite: lower --weight or take more --steps")
-        parts[first] = [x.cpu() for x in clips]
+        parts[first] = [x.cpu().clone() for x in clips]  # a given one is a view, and would be sent with all it views
     seconds = (time.time() - start) * distributed.count() / n
     parts = distributed.union(parts)
     video, audio = (torch.cat(x) for x in zip(*(parts[first] for first in sorted(parts)), strict=True))

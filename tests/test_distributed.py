@@ -141,3 +141,17 @@ def test_rows_that_cannot_be_shared_are_an_error(monkeypatch):
     monkeypatch.setattr(distributed, "count", lambda: 3)
     with pytest.raises(ValueError, match="8 rows cannot be shared by 3 processes"):
         distributed.rows(8)
+
+
+def test_a_process_sends_no_more_than_the_clips_it_drew(monkeypatch):
+    """Given clips come back as views of all of them: 16 chunks of 2,000 would be sent as 16 times 2,000 clips."""
+    sent = []
+    monkeypatch.setattr(distributed, "union", lambda parts: sent.append(parts) or parts)
+    given = {"given_video": torch.randn(6, 2), "given_audio": torch.randn(6, 3)}
+
+    def draw(*shapes, generator, given_video, given_audio):
+        return given_video, given_audio
+
+    video, audio, _ = many.generate(draw, [(2,), (3,)], 0, 6, "given", given, chunk=2)
+    assert torch.equal(video, given["given_video"]) and torch.equal(audio, given["given_audio"])
+    assert all(x.untyped_storage().nbytes() == 4 * x.numel() for part in sent[0].values() for x in part)
