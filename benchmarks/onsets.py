@@ -1,6 +1,6 @@
 """Where onsets disagree: which hits of a clip, which bars, and what of it is the picture's own disagreement.
 
-    python benchmarks/onsets.py                             the shipped weights, 10 minutes on one core
+    python benchmarks/onsets.py                             the shipped weights, 13 minutes on one core
     python benchmarks/onsets.py --n 1000 --weight 1         more clips, another weight
 
 Median over matched hits of |seen - heard| in ms, of real clips and of guided ones, with a modality given or none: all
