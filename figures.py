@@ -64,10 +64,11 @@ def save_curves(path: Path, history: list[dict]) -> None:
 def draw_lines(
     x: Sequence, lines: dict[str, Sequence], xlabel: str, ylabel: str, xscale: str = "log", yscale: str = "linear"
 ) -> plt.Figure:
-    """A line for each name, over x."""
+    """A line for each name, over x, through those of its values that are not None."""
     figure, axis = plt.subplots(figsize=(6, 4))
     for name, values in lines.items():
-        axis.plot(x, values, "o-", label=name)
+        points = [(a, b) for a, b in zip(x, values, strict=True) if b is not None]
+        axis.plot(*zip(*points, strict=True), "o-", label=name)
     axis.set(xscale=xscale, yscale=yscale, xlabel=xlabel, ylabel=ylabel)
     if xscale == "log":
         axis.set_xticks(x, [f"{value:g}" for value in x])

@@ -21,19 +21,21 @@ from functools import partial
 from unittest import mock
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import checkpoint
 import objective
 import train
 from data import Xylophone
-from discriminator import JointDiscriminator
+from discriminator import JointDiscriminator, discriminator_loss
 from evaluate import compare, held_out, print_table
 from files import save_json
 from guidance import by_noise_level, sample
 from information import by_level
 from many import generate
-from score import VPSDE
+from pairs import Noisy, both, shuffled
+from score import VPSDE, expand
 
 WEIGHTS = ((1.0, 5.0), (1.5, 9.0))
 SHOWN = (0.3, 0.5, 0.7)  # noise levels whose explained noise is printed
@@ -60,11 +62,46 @@ def equal_levels() -> contextlib.AbstractContextManager:
     return mock.patch.object(objective, "joint_and_conditional", lambda t, t_min, generator: (t, t))
 
 
+def consistency(discriminator: nn.Module, sde: VPSDE, real: Noisy, group: int) -> Tensor:
+    """Cross-entropy (B,) of D at a noisier level u against what D itself says, at t, of the same real and fake pairs.
+
+    Noise carries every pair on alike, real or not, so that D_u(x_u) = E[D_t(x_t) | x_u]:
+    x_u = a x_t + (sigma_u^2 - a^2 sigma_t^2)^(1/2) z,   a = alpha_u / alpha_t.   What counts as clean stays so.
+    """
+    further = objective.logit_normal(torch.rand(len(real.vt) // group), sde).repeat_interleave(group)
+    states, levels = [], []
+    for x, t in zip((real.vt, real.at), both(real.t), strict=True):
+        u = torch.where(t > sde.t_min, torch.maximum(t, further), t)
+        (alpha, sigma), (alpha_u, sigma_u) = sde.marginal(t), sde.marginal(u)
+        a = alpha_u / alpha
+        fresh = (sigma_u**2 - a**2 * sigma**2).clamp_min(0).sqrt()
+        states.append(expand(a, x) * x + expand(fresh, x) * torch.randn_like(x))
+        levels.append(u)
+
+    def pair_terms(states: tuple[Tensor, ...], t: tuple[Tensor, ...]) -> Tensor:
+        v, a = discriminator.encode(*states, t)
+        return torch.stack([discriminator.pair(v, shuffled(a, k, group), t) for k in range(2)])  # real and one fake
+
+    with torch.no_grad():
+        target = pair_terms((real.vt, real.at), both(real.t)).sigmoid()
+    return F.binary_cross_entropy_with_logits(pair_terms(states, tuple(levels)), target, reduction="none").sum(0)
+
+
+def self_consistent_loss(network: nn.Module, sde: VPSDE, real: Noisy, bce_weight: float, *others) -> tuple:
+    loss, parts = discriminator_loss(network, sde, real, bce_weight, *others)
+    return loss + bce_weight * consistency(network, sde, real, objective.GROUP).mean(), parts
+
+
+def self_consistent() -> contextlib.AbstractContextManager:
+    return mock.patch.object(objective, "discriminator_loss", self_consistent_loss)
+
+
 ROWS = {  # options of train.py, and what else is another
     "as shipped": ([], contextlib.nullcontext),
     "bce weight 1": (["--bce-weight", "1"], contextlib.nullcontext),
     "bce weight 10": (["--bce-weight", "10"], contextlib.nullcontext),
     "equal levels": ([], equal_levels),
+    "self-consistency": ([], self_consistent),
     "generated fakes": (["--fakes", "generated"], contextlib.nullcontext),
     "uniform t": ([], partial(levels, uniform_t)),
     "uniform log-SNR": ([], partial(levels, uniform_log_snr)),

@@ -1,9 +1,11 @@
-"""Alignment and fidelity of guided clips against the number of solver steps, for every solver: a table and a figure.
+"""Alignment and fidelity of guided clips by solver, number of steps and guidance weight: a table and a figure.
 
-    python benchmarks/steps.py                              the shipped weights
-    python benchmarks/steps.py --steps 10 20 --n 2000       fewer points, more clips
+    python benchmarks/steps.py                                                     every solver, the shipped weights
+    python benchmarks/steps.py --solvers ddpm --weight 1 4                         another row for each number of steps
+    python benchmarks/steps.py --steps 25 --weight 1 3 --audio-weight 1 4          sound guided by weights of its own
 
-A step calls both base models and the discriminator once each. Alignment as in evaluate.py, on clips of its own.
+A step calls both base models and the discriminator once each. Alignment as in evaluate.py, on clips of its own. Rows
+that --out already holds are kept and shown again, so that runs with different weights share a table and a figure.
 """
 
 import sys  # isort: skip
@@ -13,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules i
 import script  # isort: skip, before what takes seconds to import
 
 import argparse
+import json
 from functools import partial
 
 import torch
@@ -34,29 +37,44 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--weight", type=float, nargs="+", default=[1.0, 3.0], help="one, or for t > 0.6, t > 0.1 and the rest"
     )
+    parser.add_argument("--audio-weight", type=float, nargs="+", help="that of the sound, where it is another")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/steps"))
     args = script.parse_options(parser, argv)
-    if args.n < 2 or min(args.steps) < 1 or len(args.weight) > 3:
-        parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
+    guidance = [args.weight, args.audio_weight or args.weight]
+    if args.n < 2 or min(args.steps) < 1 or max(map(len, guidance)) > 3:
+        parser.error("--n must be at least 2, --steps at least 1, and weights one to three numbers")
+    about, systems, path = {"n": args.n, "seed": args.seed, "run": str(args.run)}, {}, args.out / "report.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if any(kept.get(key) != value for key, value in about.items()):
+            parser.error(f"{args.out} holds rows for another --n, --seed or --run: name another --out")
+        systems = kept["systems"]
 
     models = checkpoint.load_run(args.run, args.device)
     world = Xylophone(models[2].video_shape[-1])
     real, reference = held_out(world, args.n, args.seed)
     known = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
-    weight, systems, lines = by_noise_level(*args.weight), {}, {}
+    weights = [by_noise_level(*w) for w in guidance]
+    said = " / ".join(" ".join(f"{w:g}" for w in weight) for weight in guidance[: 2 if args.audio_weight else 1])
     for solver in args.solvers:
         for steps in args.steps:
-            draw = partial(sample, *models, steps=steps, weight=weight, solver=solver, device=args.device)
-            name = f"{solver} {steps}"
+            name = f"{solver} {steps}, {said}"
+            if name in systems:
+                continue
+            options = {"solver": solver, "steps": steps, "device": args.device}
+            draw = partial(sample, *models, weight=lambda t: tuple(w(t) for w in weights), **options)
             clips = {name: generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name)}
             systems |= compare(known | clips, reference, world)[0]
-            report = {"n": args.n, "seed": args.seed, "weight": args.weight, "systems": systems}
-            save_report(args, report)  # after each point: all of them take an hour
-        lines[solver] = [systems[f"{solver} {k}"]["alignment"] for k in args.steps]
-    calls = [3 * k for k in args.steps]
+            systems[name] |= {"line": f"{solver}, {said}", "calls": 3 * steps}
+            save_report(args, {**about, "systems": systems})  # after each point: all of them take hours
+    points = [row for row in systems.values() if "line" in row]
+    calls = sorted({row["calls"] for row in points})
+    lines = {row["line"]: [None] * len(calls) for row in points}
+    for row in points:
+        lines[row["line"]][calls.index(row["calls"])] = row["alignment"]
     figures.save_figure(args.out / "steps.png", figures.draw_lines(calls, lines, "network calls", "alignment"))
     print_table(systems, ["alignment", "hit_f1", "pitch_accuracy", "onset_error_ms", "video_frechet", "audio_frechet"])
     print(f"report.json and steps.png are in {args.out}")

@@ -1,3 +1,4 @@
+import argparse
 import json
 
 import pytest
@@ -10,7 +11,9 @@ import information
 import train
 from benchmarks import levers, models, onsets, speed, steps
 from data import Xylophone
+from pairs import Noisy
 from score import VPSDE
+from toy.target import gaussian
 
 
 def test_speed_reports_every_part_its_memory_and_the_ratios(tmp_path, capsys):
@@ -28,13 +31,28 @@ def test_speed_reports_every_part_its_memory_and_the_ratios(tmp_path, capsys):
     assert "steps/s" in capsys.readouterr().out
 
 
-def test_steps_reports_a_row_for_each_solver_and_number_of_steps(bases, tmp_path, monkeypatch):
+def test_steps_adds_a_row_for_each_solver_number_of_steps_and_weight_and_keeps_those_it_has(
+    bases, tmp_path, monkeypatch
+):
     monkeypatch.setattr(evaluate, "REFERENCE", 32)
-    options = ["--n", "2", "--steps", "1", "2", "--solvers", "ddim", "ddpm", "--run", str(bases)]
-    steps.main([*options, "--out", str(tmp_path)])
-    systems = json.loads((tmp_path / "report.json").read_text())["systems"]
-    assert set(systems) == {"real", "shuffled", "ddim 1", "ddim 2", "ddpm 1", "ddpm 2"}
+
+    def systems(*options: str) -> dict:
+        steps.main(["--n", "2", "--run", str(bases), "--out", str(tmp_path), *options])
+        return json.loads((tmp_path / "report.json").read_text())["systems"]
+
+    systems("--steps", "1", "2", "--solvers", "ddim", "ddpm", "--weight", "0")
+    both = ["--steps", "2", "--solvers", "ddim", "ddpm", "--weight", "0", "--audio-weight", "3"]
+    rows = systems(*both)
+    unguided = [f"{solver} {k}, 0" for solver in ("ddim", "ddpm") for k in (1, 2)]
+    assert list(rows) == ["real", "shuffled", *unguided, "ddim 2, 0 / 3", "ddpm 2, 0 / 3"]
+    assert rows["ddim 2, 0 / 3"]["video_frechet"] == rows["ddim 2, 0"]["video_frechet"]  # the sound alone is guided
+    assert rows["ddim 2, 0 / 3"]["audio_frechet"] != rows["ddim 2, 0"]["audio_frechet"]
     assert (tmp_path / "steps.png").stat().st_size > 1000
+
+    monkeypatch.setattr(steps, "generate", None)
+    assert systems(*both) == rows
+    with pytest.raises(SystemExit):
+        systems("--seed", "3")
 
 
 def test_onsets_finds_a_delay_of_the_sound_and_a_ball_that_leaves_its_parabola(generator):
@@ -73,6 +91,24 @@ def test_uniform_log_snr_is_uniform(generator):
     way = sde.log_snr(levers.uniform_log_snr(u, sde).double())
     first, last = sde.log_snr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64))
     assert_close((way - first) / (last - first), u.double(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("k", "low", "high"), [(0.5, -0.04, -0.015), (1.0, -0.004, 0.004), (2.0, 0.1, 0.15)])
+def test_the_exact_log_ratio_is_self_consistent_and_no_multiple_of_it(k, low, high, generator, monkeypatch):
+    """d/ds consistency(s k L) at s = 1, the target held: 0 where D is right, of the sign of k - 1 where it is not."""
+    torch.manual_seed(0)
+    sde, scale = VPSDE(), torch.ones((), dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr(levers.objective, "logit_normal", lambda u, sde: 0.1 + 0.2 * u.double())  # where L tells much
+    target, n = gaussian(0.95, sde), 40_000
+    t = 0.02 + 0.1 * torch.rand(n // 4, generator=generator).double().repeat_interleave(4)
+    eps = torch.randn(2, n, 1, generator=generator, dtype=torch.float64)
+    clean = target.sample(n, generator).double().T[..., None]
+    noisy = [sde.perturb(x, t, e) for x, e in zip(clean, eps, strict=True)]
+    exact = argparse.Namespace(
+        encode=lambda v, a, t: (v, a), pair=lambda v, a, t: k * scale * target.log_ratio(torch.cat([v, a], 1), t)
+    )
+    loss = levers.consistency(exact, sde, Noisy(*noisy, t, None), group=4).mean()
+    assert low < torch.autograd.grad(loss, scale)[0] < high
 
 
 @pytest.mark.parametrize("name", levers.ROWS)
