@@ -75,7 +75,10 @@ def main(argv: list[str] | None = None) -> None:
     lines = {row["line"]: [None] * len(calls) for row in points}
     for row in points:
         lines[row["line"]][calls.index(row["calls"])] = row["alignment"]
-    figures.save_figure(args.out / "steps.png", figures.draw_lines(calls, lines, "network calls", "alignment"))
+    figure = figures.draw_lines(calls, lines, "network calls", "alignment")
+    figure.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)  # above, where no line is
+    figure.tight_layout()
+    figures.save_figure(args.out / "steps.png", figure)
     print_table(systems, ["alignment", "hit_f1", "pitch_accuracy", "onset_error_ms", "video_frechet", "audio_frechet"])
     print(f"report.json and steps.png are in {args.out}")
 
