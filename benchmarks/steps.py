@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         for steps in args.steps:
             name = f"{solver} {steps}, {said}"
             if name in systems:
+                print(f"{name}: the row that {path} holds")
                 continue
             options = {"solver": solver, "steps": steps, "device": args.device}
             draw = partial(sample, *models, weight=lambda t: tuple(w(t) for w in weights), **options)

@@ -32,7 +32,7 @@ def test_speed_reports_every_part_its_memory_and_the_ratios(tmp_path, capsys):
 
 
 def test_steps_adds_a_row_for_each_solver_number_of_steps_and_weight_and_keeps_those_it_has(
-    bases, tmp_path, monkeypatch
+    bases, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(evaluate, "REFERENCE", 32)
 
@@ -51,6 +51,7 @@ def test_steps_adds_a_row_for_each_solver_number_of_steps_and_weight_and_keeps_t
 
     monkeypatch.setattr(steps, "generate", None)
     assert systems(*both) == rows
+    assert f"ddpm 2, 0 / 3: the row that {tmp_path / 'report.json'} holds" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         systems("--seed", "3")
 
