@@ -4,8 +4,17 @@ import pytest
 import torch
 
 import checkpoint
+import figures
 
 torch.set_num_threads(1)  # tensors this small gain nothing from a second, and the numbers are those of any machine
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(request, monkeypatch) -> None:
+    """Contact sheets and loss curves take seconds each: they are drawn in tests marked `draws`, and else left empty."""
+    if not request.node.get_closest_marker("draws"):
+        for name in ("save_sheet", "save_curves"):
+            monkeypatch.setattr(figures, name, lambda path, *_: path.touch())
 
 
 @pytest.fixture

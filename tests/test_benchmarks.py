@@ -1,5 +1,6 @@
 import argparse
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -7,13 +8,14 @@ from torch.testing import assert_close
 
 import checkpoint
 import evaluate
+import guidance
 import information
 import train
 from benchmarks import levers, models, onsets, speed, steps
 from data import Xylophone
 from pairs import Noisy
-from score import VPSDE
-from toy.target import gaussian
+from score import VPSDE, FrozenModel
+from toy.target import ExactEps, gaussian
 
 
 def test_speed_reports_every_part_its_memory_and_the_ratios(tmp_path, capsys):
@@ -66,8 +68,24 @@ def test_onsets_finds_a_delay_of_the_sound_and_a_ball_that_leaves_its_parabola(g
     assert onsets.breakdown(video, audio, fps=8)["fall - rebound"] > 10
 
 
-def test_onsets_reports_a_row_for_each_system(bases, tmp_path, capsys):
-    onsets.main(["--n", "2", "--run", str(bases), "--out", str(tmp_path), "--device", "cpu"])
+@pytest.mark.parametrize("f", [1.0, 3.0])
+def test_a_model_told_of_more_noise_keeps_less_of_what_it_sees(f, generator):
+    """Of x0 ~ N(0, 1) it is 1 / (1 + (f sigma / alpha)^2) of x_t / alpha, and outside of TOLD its own answer."""
+    sde = VPSDE()
+    model = FrozenModel(ExactEps(gaussian(0.8, sde), 0), sde)
+    xt, t = torch.randn(9, 1, generator=generator, dtype=torch.float64), torch.full((9,), 0.3, dtype=torch.float64)
+    alpha, sigma = (a[0] for a in sde.marginal(t))
+    x0 = sde.eps_to_x0(xt, onsets.Told(model, f)(xt, t), t)
+    assert_close(x0, xt / alpha / (1 + (f * sigma / alpha) ** 2))
+    for t in (torch.full((9,), level, dtype=torch.float64) for level in (0.01, 0.4)):
+        assert torch.equal(onsets.Told(model, f)(xt, t), model(xt, t))
+
+
+def test_onsets_reports_a_row_for_each_system(bases, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "REFERENCE", 2)
+    monkeypatch.setattr(onsets, "sample", partial(guidance.sample, steps=2))
+    options = ["--n", "2", "--run", str(bases), "--told", "3", "2", "--device", "cpu", "--out", str(tmp_path)]
+    onsets.main(options)
     systems = json.loads((tmp_path / "report.json").read_text())["systems"]
     assert list(systems) == ["real", "guided", "audio given video", "video given audio"]
     assert "fall - rebound" in capsys.readouterr().out

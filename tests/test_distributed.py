@@ -103,7 +103,8 @@ def test_training_restarts_after_a_killed_worker_and_resumes_with_another_number
         "        (args.out.parent / 'killed').touch()\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return 1.0 if run['step'] == 3 else real(run, args)\n"
-        "train.progress_of, train.preview = progress_of, lambda *a: None\ntrain.main()\n"
+        "train.progress_of, train.preview, train.figures.save_curves = progress_of, *2 * [lambda *_: None]\n"
+        "train.main()\n"
     )
     two, one = tmp_path / "two", tmp_path / "one"
     said = torchrun(script, *common, "--save-minutes", "0", "--out", two, launched=("--max-restarts", "1"))
@@ -125,6 +126,7 @@ def test_two_processes_sample_the_clips_of_one(bases, tmp_path, monkeypatch):
     script = tmp_path / "small_chunks.py"
     script.write_text(
         "import sample, many\nfrom functools import partial\nsample.generate = partial(many.generate, chunk=1)\n"
+        "sample.figures.save_sheet = lambda path, *_: path.touch()\n"
         "import torch; torch.set_num_threads(1)\nsample.main()\n"
     )
     options = ["--n", "3", "--steps", "1", "--run", str(bases)]

@@ -9,6 +9,7 @@ from data import Xylophone
 from pairs import mirrored_noise
 from score import VPSDE, FrozenModel
 from toy import information as toy_information
+from toy import run as toy_run
 from toy.target import ExactEps, gaussian
 
 SDE, RHO = VPSDE(), 0.8
@@ -79,6 +80,7 @@ def test_a_log_ratio_is_calibrated_and_three_times_it_is_not(generator):
 def test_a_briefly_trained_discriminator_finds_most_of_the_information_of_a_gaussian_pair(monkeypatch):
     """In two dimensions, I = -log(1 - rho^2)."""
     monkeypatch.setattr(toy_information, "PAIRS", 2000)
+    monkeypatch.setattr(toy_run, "BATCH", 512)
     row = toy_information.estimate(2, RHO, seed=0, steps=300)
     assert row["exact"] == pytest.approx(-math.log(1 - RHO**2))
     assert 0.85 * row["exact"] < row["gradient"] < row["exact"] + 3 * row["gradient_error"]

@@ -32,7 +32,7 @@ def test_marginal_moments_match_an_euler_simulation_of_the_sde(generator):
     """dx = -1/2 beta x dt + sqrt(beta) dw from x0 = 2, to t = 0.4: mean 2 alpha, variance sigma^2."""
     x, steps, end = torch.full((100_000,), 2.0, dtype=torch.float64), 1000, 0.4
     for k in range(steps):
-        t = torch.full((len(x),), k * end / steps, dtype=torch.float64)
+        t = torch.tensor([k * end / steps], dtype=torch.float64)
         noise = torch.randn(len(x), generator=generator, dtype=torch.float64)
         x = x + SDE.drift(x, t) * end / steps + SDE.diffusion(t) * (end / steps) ** 0.5 * noise
     alpha, sigma = SDE.marginal(torch.tensor([end], dtype=torch.float64))

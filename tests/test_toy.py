@@ -67,7 +67,8 @@ def test_kl_of_samples_against_their_own_density_is_nearly_zero(generator):
     assert run.kl_histogram(torch.stack([z[:, 0], z[:, 1].roll(1)], dim=1), mixture) > 1
 
 
-def test_a_briefly_trained_discriminator_halves_the_score_error_and_the_additive_form_gains_nothing():
+def test_a_briefly_trained_discriminator_halves_the_score_error_and_the_additive_form_gains_nothing(monkeypatch):
+    monkeypatch.setattr(run, "BATCH", 512)
     target, bases = run.make_target("gaussian", 0.8)
     base = sum(run.score_errors(None, target, bases, n=2000))
     both = sum(run.score_errors(run.train_system("both", "gaussian", 0.8, 0, steps=250), target, bases, n=2000))

@@ -73,10 +73,12 @@ def test_stopped_and_resumed_training_gives_the_weights_of_an_undisturbed_run(
     assert report["steps"] == 6 and report["peak_memory_mb"] > 0 and report["loss"]
 
 
+@pytest.mark.draws
 def test_noise_loss_joins_after_the_warm_up_and_trains_the_repairs(bases, tmp_path):
     train.train(train.parse(small(bases, tmp_path)))
     losses = checkpoint.load(tmp_path / "last.pt")["run"]["history"][-1]["loss"].keys()
     assert losses == {"bce", "noise", "noise_base", "correct"}
+    assert (tmp_path / "loss.png").stat().st_size > 1000
     networks = checkpoint.load_run(tmp_path)
     assert networks[2].repair_v[2].weight.norm() > 0
 
@@ -125,9 +127,12 @@ def test_a_run_of_another_size_trains_and_samples_from_its_folder_alone(bases, t
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(bases, tmp_path):
-    command = [sys.executable, "train.py", *small(bases, tmp_path, kind="audio"), "--steps", "100000"]
+    code = (
+        "import script, train\ntrain.preview = train.figures.save_curves = lambda *_: None\nscript.run_main(train.main)"
+    )
+    options = [*small(bases, tmp_path, kind="audio"), "--steps", "100000", "--save-minutes", "0.001"]
     process = subprocess.Popen(
-        [*command, "--save-minutes", "0.001"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for _ in range(600):
         if (tmp_path / "report.json").exists() or process.poll() is not None:
