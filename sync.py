@@ -72,7 +72,7 @@ def retrieval(discriminator: nn.Module, sde: VPSDE, video: Tensor, audio: Tensor
 
 def judge(discriminator: nn.Module, sde: VPSDE, video: Tensor, audio: Tensor) -> dict:
     """AUCs, retrieval in groups of GROUP clips (the last, smaller one left out), and the curve, of real clips."""
-    with tqdm(total=len(SHIFTS) + 1 + len(video) // GROUP, desc="sync") as bar:
+    with tqdm(total=len(SHIFTS) + 1 + max(1, len(video) // GROUP), desc="sync") as bar:
 
         def scored(sound: Tensor) -> Tensor:
             bar.update()
