@@ -4,15 +4,15 @@
     python benchmarks/onsets.py --n 1000 --weight 1         more clips, another weight
     python benchmarks/onsets.py --told 3 2                  base models told of more noise than there is
 
-Median over matched hits of |seen - heard| in ms, of real clips and of guided ones, with a modality given or none: all
-hits; the first, second and later ones of a clip; those on the inner bars and on the two at the edge; those that fall in
-the first and in the second half of a frame, where the instant of the impact is further from what the last frame shows.
-The last column needs no sound: |fall - rebound| are the two instants at which one impact happens by the ball's fall
-before it and by its rise after it. A ball on its parabola has one.
+Hit F1 and pitch accuracy, then the median over matched hits of |seen - heard| in ms, of real clips and of guided ones,
+with a modality given or none: all hits; the first, second and later ones of a clip; those on the inner bars and on the
+two at the edge; those that fall in the first and in the second half of a frame, where the instant of the impact is
+further from what the last frame shows. The last column needs no sound: |fall - rebound| are the two instants at which
+one impact happens by the ball's fall before it and by its rise after it. A ball on its parabola has one.
 
-With --told, what the base models take for signal below t = 0.35 is partly what they themselves got wrong in the steps
-before: asked at a noise level whose sigma / alpha is f times as large, they keep less of it (Li et al. 2024, arXiv
-2305.15583, choose that level by the variance of the state).
+With --told, base models are asked at a noise level whose sigma / alpha is f times as large, and keep less of what they
+see, be it signal or an error of the steps before (after Li et al. 2024, arXiv 2305.15583, who choose that level by the
+variance of the state).
 """
 
 import sys  # isort: skip
@@ -44,7 +44,7 @@ TOLD = (0.02, 0.35)  # the noise levels at which models are told of more
 class Told(nn.Module):
     """A base model that is told of f times the noise: eps at t from its x0 of (alpha_u / alpha_t) x_t at u.
 
-    sigma_u / alpha_u = f sigma_t / alpha_t. f is 1 outside of TOLD.
+    sigma_u / alpha_u = f sigma_t / alpha_t. Outside of TOLD f is 1. xt (B, ...), t (B,) the same for all rows.
     """
 
     def __init__(self, model: FrozenModel, f: float):
@@ -83,7 +83,8 @@ def breakdown(video: Tensor, audio: Tensor, fps: int) -> dict[str, float | None]
     edge = (bar == 0) | (bar == len(data.SCALE) - 1)
     groups = {"all hits": order >= 0, "first": order == 0, "second": order == 1, "later": order > 1}
     groups |= {"inner bars": ~edge, "edge bars": edge, "early in frame": phase < 0.5, "late in frame": phase >= 0.5}
-    row = {name: value for name, value in hits.agreement(seen, heard).items() if name in ("hit_f1", "pitch_accuracy")}
+    agreement = hits.agreement(seen, heard)
+    row = {name: agreement[name] for name in ("hit_f1", "pitch_accuracy")}
     row |= {name: 1000 * error[group].median().item() if group.any() else None for name, group in groups.items()}
     gaps = fall_against_rebound(video, seen, fps)
     return row | {"fall - rebound": 1000 * gaps.abs().median().item() if len(gaps) else None}

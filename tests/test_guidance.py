@@ -66,6 +66,15 @@ def covariance_error(solver: str, steps: int) -> float:
     return (output_covariance(solver, steps, ExactRatio()) - true_covariance(RHO)).abs().max().item()
 
 
+def test_closed_forms_are_those_of_the_mixture_of_one(generator):
+    """At equal levels and at two: what the samplers here are held against, and what toy/ is, derived apart."""
+    x, y = torch.randn(2, 40, 1, generator=generator, dtype=torch.float64)
+    t, s = torch.rand(2, 40, generator=generator, dtype=torch.float64) * 0.98 + 0.01
+    for levels in (t, (t, s)):
+        assert_close(ExactRatio()(x, y, levels), TARGET.log_ratio(torch.cat([x, y], dim=1), levels))
+    assert_close(ExactEps()(x, t), SDE.score_to_eps(TARGET.marginal(0).score(x, t), t))
+
+
 @pytest.mark.parametrize(("solver", "order", "steps"), [("ddim", 1, 200), ("dpm++2m", 2, 100)])
 def test_guided_sampler_reaches_the_joint_covariance(solver, order, steps):
     """To 5e-5, what starting from N(0, I) in place of q_1 leaves; and at the order of the solver."""
