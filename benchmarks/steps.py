@@ -3,6 +3,7 @@
     python benchmarks/steps.py                                                     every solver, the shipped weights
     python benchmarks/steps.py --solvers ddpm --weight 1 4                         another row for each number of steps
     python benchmarks/steps.py --steps 25 --weight 1 3 --audio-weight 1 4          sound guided by weights of its own
+    python benchmarks/steps.py --steps 25 --fine 0.3 0.6                           steps as short as of 250 there
 
 A step calls both base models and the discriminator once each. Alignment as in evaluate.py, on clips of its own. Rows
 that --out already holds are kept and shown again, so that runs with different weights share a table and a figure.
@@ -24,9 +25,19 @@ import checkpoint
 import figures
 from data import Xylophone
 from evaluate import compare, held_out, print_table
-from guidance import SOLVERS, by_noise_level, sample
+from guidance import SOLVERS, by_noise_level, sample, time_grid
 from manifest import save_report
 from many import generate
+from score import VPSDE
+
+FINE = 250  # steps of the grid that --fine takes its noise levels from
+
+
+def refined(steps: int, low: float, high: float, sde: VPSDE) -> torch.Tensor:
+    """The grid of `steps`, with the noise levels of one of FINE for low < t <= high (float64)."""
+    coarse, fine = time_grid(steps, sde), time_grid(FINE, sde)
+    outside = coarse[(coarse <= low) | (coarse > high)]
+    return torch.cat([outside, fine[(fine > low) & (fine <= high)]]).unique().flip(0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
         "--weight", type=float, nargs="+", default=[1.0, 3.0], help="one, or for t > 0.6, t > 0.1 and the rest"
     )
     parser.add_argument("--audio-weight", type=float, nargs="+", help="that of the sound, where it is another")
+    parser.add_argument(
+        "--fine", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"noise levels with steps as short as of {FINE}"
+    )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -46,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     guidance = [args.weight, args.audio_weight or args.weight]
     if args.n < 2 or min(args.steps) < 1 or max(map(len, guidance)) > 3:
         parser.error("--n must be at least 2, --steps at least 1, and weights one to three numbers")
+    if args.fine and not 0 <= args.fine[0] < args.fine[1]:
+        parser.error("--fine needs two noise levels, the lower one first")
     about, systems, path = {"n": args.n, "seed": args.seed, "run": str(args.run)}, {}, args.out / "report.json"
     if path.exists():
         kept = json.loads(path.read_text())
@@ -59,17 +75,20 @@ def main(argv: list[str] | None = None) -> None:
     known = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
     weights = [by_noise_level(*w) for w in guidance]
     said = " / ".join(" ".join(f"{w:g}" for w in weight) for weight in guidance[: 2 if args.audio_weight else 1])
+    if args.fine:
+        said += f", {FINE} for t in ({args.fine[0]:g}, {args.fine[1]:g}]"
     for solver in args.solvers:
         for steps in args.steps:
             name = f"{solver} {steps}, {said}"
             if name in systems:
                 print(f"{name}: the row that {path} holds")
                 continue
-            options = {"solver": solver, "steps": steps, "device": args.device}
+            grid = refined(steps, *args.fine, models[0].sde) if args.fine else time_grid(steps, models[0].sde)
+            options = {"solver": solver, "steps": len(grid) - 1, "grid": grid, "device": args.device}
             draw = partial(sample, *models, weight=lambda t: tuple(w(t) for w in weights), **options)
             clips = {name: generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name)}
             systems |= compare(known | clips, reference, world)[0]
-            systems[name] |= {"line": f"{solver}, {said}", "calls": 3 * steps}
+            systems[name] |= {"line": f"{solver}, {said}", "calls": 3 * (len(grid) - 1)}
             save_report(args, {**about, "systems": systems})  # after each point: all of them take hours
     points = [row for row in systems.values() if "line" in row]
     calls = sorted({row["calls"] for row in points})

@@ -13,6 +13,7 @@ import information
 import train
 from benchmarks import levers, models, onsets, speed, steps
 from data import Xylophone
+from guidance import time_grid
 from pairs import Noisy
 from score import VPSDE, FrozenModel
 from toy.target import ExactEps, gaussian
@@ -56,6 +57,27 @@ def test_steps_adds_a_row_for_each_solver_number_of_steps_and_weight_and_keeps_t
     assert f"ddpm 2, 0 / 3: the row that {tmp_path / 'report.json'} holds" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         systems("--seed", "3")
+
+
+def test_steps_fine_keeps_the_coarse_levels_outside_of_its_range_and_takes_the_fine_ones_inside(
+    bases, tmp_path, monkeypatch
+):
+    sde = VPSDE()
+    coarse, grid, fine = (
+        x.tolist() for x in (time_grid(25, sde), steps.refined(25, 0.3, 0.6, sde), time_grid(250, sde))
+    )
+    assert grid == sorted(set(grid), reverse=True) and grid[0] == 1 and grid[-1] == coarse[-1]
+    assert [t for t in grid if not 0.3 < t <= 0.6] == [t for t in coarse if not 0.3 < t <= 0.6]
+    assert [t for t in grid if 0.3 < t <= 0.6] == [t for t in fine if 0.3 < t <= 0.6]
+    assert len(grid) == 78  # 26 levels, the six between 0.3 and 0.6 in exchange for 58
+
+    monkeypatch.setattr(evaluate, "REFERENCE", 32)
+    options = ["--n", "2", "--run", str(bases), "--out", str(tmp_path), "--solvers", "ddim", "--weight", "0"]
+    steps.main([*options, "--steps", "2", "--fine", "0.9", "1"])
+    row = json.loads((tmp_path / "report.json").read_text())["systems"]["ddim 2, 0, 250 for t in (0.9, 1]"]
+    assert row["calls"] == 3 * 15
+    with pytest.raises(SystemExit):
+        steps.main([*options, "--fine", "0.6", "0.3"])
 
 
 def test_onsets_finds_a_delay_of_the_sound_and_a_ball_that_leaves_its_parabola(generator):
