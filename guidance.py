@@ -57,7 +57,7 @@ class JointEps:
         noised    t, the noise drawn anew at each call: the score of q(a_t | v_t), and v_t tells less than v_0. These
                   q are no marginals of one diffusion from q(a | v): what a_t misses at large t it does not catch up
 
-    On the Gaussian pair of toy/ `noised` moves y half the way to E[y | x] (the table of the README). A part that is
+    On the Gaussian pair of toy/ `noised` moves y by 0.43 of what x calls for (docs/guide.md). A part that is
     kept is seen by both networks at t, too, and pulls the rest with as little force.
     """
 
