@@ -54,21 +54,32 @@ def load(path: Path, device: str = "cpu", mmap: bool = False) -> dict:
         raise ValueError(f"{path} cannot be read as a checkpoint ({reason}): train again or restore it") from error
 
 
-def load_network(path: Path, kind: str, device: str = "cpu") -> nn.Module:
-    """The network of the given kind whose weights are in path, in eval mode; errors name what does not fit."""
+def load_model(path: Path, kind: str, device: str = "cpu") -> dict:
+    """The state of a model.pt that is of the given kind."""
     state = load(path, device)
     if not isinstance(state, dict) or not {"kind", "options", "model"} <= state.keys():
         raise ValueError(f"{path} is not a model.pt of this project")
     if state["kind"] != kind:
         raise ValueError(f"{path} holds a {state['kind']} model where a {kind} model is needed")
+    return state
+
+
+def load_network(path: Path, kind: str, device: str = "cpu") -> nn.Module:
+    """The network of the given kind whose weights are in path, in eval mode; errors name what does not fit."""
+    state = load_model(path, kind, device)
     try:
         network = NETWORKS[kind](**state["options"]).to(device)
     except TypeError as error:
         raise ValueError(f"{path} is of another version of this project ({error}): train again") from error
-    if unfit := differences(state["model"], network.state_dict()):
-        raise ValueError(f"{path} is no {NETWORKS[kind].__name__}: {unfit}")
-    network.load_state_dict({name: value.float() for name, value in state["model"].items()})
+    fill(network, state["model"], path)
     return network.eval()
+
+
+def fill(network: nn.Module, weights: dict, path: Path) -> None:
+    """Give a network the weights that are from path."""
+    if unfit := differences(weights, network.state_dict()):
+        raise ValueError(f"{path} is no {type(network).__name__}: {unfit}")
+    network.load_state_dict({name: value.float() for name, value in weights.items()})
 
 
 def differences(weights: dict, needed: dict) -> str:

@@ -13,7 +13,7 @@ import torch
 
 import checkpoint
 import script
-from objective import GROUP
+from objective import GROUP, LOW
 
 BUDGETS = {"video": 60.0, "audio": 45.0, "joint": 75.0, "discriminator": 19.5}  # minutes on 2 cores
 DEFAULTS = {
@@ -23,6 +23,8 @@ DEFAULTS = {
     "pairing": "index",
     "hold_out": 0.0,
     "size": 32,
+    "start": "",
+    "low": 0.0,
     "batch": 32,
     "bce_weight": 3.0,
     "noise_weight": 2.0,
@@ -51,6 +53,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     budgets = ", ".join(f"{minutes:g} {model}" for model, minutes in BUDGETS.items())
     parser.add_argument("--minutes", type=float, help=f"or this long (default {budgets})")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run, its options holding where none is given")
+    parser.add_argument("--from", dest="start", metavar="FILE", help="start from this model.pt, not at random")
+    parser.add_argument("--low", type=float, metavar="SHARE", help=f"of the clips at noise t < {LOW} alone (default 0)")
     parser.add_argument("--batch", type=int, help="clips a step, of all processes together (default 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-2)")
     parser.add_argument("--bce-weight", type=float, help="of the cross-entropy (default 3)")
@@ -83,6 +87,10 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     given = [f"--{name.replace('_', '-')}" for name in OF_DISCRIMINATOR if getattr(args, name) is not None]
     if given and args.model != "discriminator":
         parser.error(f"{', '.join(given)}: for the discriminator, not for train.py {args.model}")
+    if args.low is not None and args.model == "discriminator":
+        parser.error("--low: for models that denoise, not for the discriminator")
+    if args.resume and args.start:
+        parser.error("--resume goes on with a run's own weights: leave out --from")
     models = [getattr(args, f"{kind}_model") or stored.get(f"{kind}_model") for kind in ("video", "audio")]
     if not any(models) and args.pairing:
         parser.error("--pairing is of --video-model and --audio-model, which are not given")
@@ -95,6 +103,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     args.out = args.out or Path("runs") / args.model
     if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         parser.error("--compile needs a C++ compiler: install g++, or train without")
+    if not 0 <= args.low < 1:
+        parser.error("--low is a share of the clips: from 0 up to, but not 1")
     if not 0 <= args.hold_out < 1:
         parser.error("--hold-out is a share of the files: from 0 up to, but not 1")
     if args.hold_out and args.data == "xylophone":

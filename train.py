@@ -7,6 +7,8 @@
     python train.py --video-model NAME --audio-model NAME --data FOLDER
                                                   the same on two models of the diffusers library
     python train.py joint                         one model of both modalities, without guidance
+    python train.py --from pretrained/model.pt --data FOLDER
+                                                  start from weights that are there
     python train.py --resume runs/discriminator   go on where a run stopped (Ctrl-C saves)
 
 What a step minimises is in objective.py, the options are in options.py.
@@ -77,6 +79,9 @@ def train(args: argparse.Namespace) -> None:
         remove_leftovers(out)
         world, bases = open_data(args)
     network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world)).to(args.device)
+    if args.start:
+        path = Path(args.start)
+        checkpoint.fill(network, checkpoint.load_model(path, args.model, args.device)["model"], path)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
     optimizers = make_optimizers(network, args.model, args.lr)
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
