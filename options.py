@@ -53,7 +53,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     budgets = ", ".join(f"{minutes:g} {model}" for model, minutes in BUDGETS.items())
     parser.add_argument("--minutes", type=float, help=f"or this long (default {budgets})")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run, its options holding where none is given")
-    parser.add_argument("--from", dest="start", metavar="FILE", help="start from this model.pt, not at random")
+    parser.add_argument("--from", dest="start", metavar="FILE", help="model.pt to start from (default random weights)")
     parser.add_argument("--low", type=float, metavar="SHARE", help=f"of the clips at noise t < {LOW} alone (default 0)")
     parser.add_argument("--batch", type=int, help="clips a step, of all processes together (default 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-2)")

@@ -104,6 +104,23 @@ def test_the_options_of_a_resumed_run_are_what_is_asked_for_and_else_its_own(bas
     assert used == pytest.approx([rate * train.learning_rate(8, 8 / 9) for rate in (1e-3, 1e-4)])
 
 
+def test_a_run_from_weights_that_are_there_starts_with_them_and_is_resumed_with_its_own(bases, tmp_path, capsys):
+    given, still = ["--from", str(bases / "audio.pt")], ["--lr", "1e-9"]
+    first = checkpoint.load(bases / "audio.pt")["model"]
+    for options, near in ((given, True), ([], False)):
+        train.train(train.parse(small(bases, tmp_path, *still, *options, kind="audio")))
+        assert near == all(torch.allclose(value, first[name], atol=1e-6) for name, value in weights(tmp_path).items())
+    train.train(train.parse(small(bases, tmp_path, *given, kind="audio")))
+    trained = weights(tmp_path)
+    train.train(train.parse(["--resume", str(tmp_path), "--steps", "7", *still]))
+    assert checkpoint.load(tmp_path / "last.pt")["args"]["start"] == given[1]
+    assert all(torch.allclose(value, trained[name], atol=1e-6) for name, value in weights(tmp_path).items())
+    assert not all(torch.allclose(value, first[name], atol=1e-6) for name, value in trained.items())
+    with pytest.raises(SystemExit):
+        train.parse(["--resume", str(tmp_path), *given])
+    assert "--resume goes on with a run's own weights: leave out --from" in capsys.readouterr().err
+
+
 def test_a_run_is_not_resumed_for_other_clips(bases, tmp_path):
     train.train(train.parse(small(bases, tmp_path)))
     kept = (tmp_path / "last.pt").read_bytes()
@@ -180,6 +197,18 @@ def test_noise_levels_are_stratified(generator):
     t = objective.logit_normal(u, sde)
     assert t.min() >= sde.t_min and t.max() <= 1
     assert_close(t.median(), torch.sigmoid(torch.tensor(objective.LEVEL_MEAN)), atol=0.01, rtol=0)
+
+
+def test_low_puts_a_share_of_the_noise_levels_below_0_4_alone(bases):
+    """Their distribution function is low min(t / LOW, 1) + (1 - low) t."""
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    for low in (0.0, 0.3, 0.9):
+        t = objective.more_low(u, low)
+        assert_close(low * (t / objective.LOW).clamp(max=1) + (1 - low) * t, u)
+    for low, below in (("0", 16), ("0.75", 34)):  # of 40: 0.4 of them; 0.75 + 0.25 * 0.4
+        args = train.parse(["audio", "--batch", "40", "--low", low])
+        _, t, _ = objective.make_objective(args, None, Xylophone(), VPSDE(), ())[0](0)
+        assert abs(int((t < objective.LOW).sum()) - below) <= 1
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
