@@ -79,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
         remove_leftovers(out)
         world, bases = open_data(args)
     network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world)).to(args.device)
-    if args.start:
+    if args.start and not args.resume:
         path = Path(args.start)
         checkpoint.fill(network, checkpoint.load_model(path, args.model, args.device)["model"], path)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
