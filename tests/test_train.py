@@ -201,7 +201,7 @@ def test_noise_levels_are_stratified(generator):
     assert_close(t.median(), torch.sigmoid(torch.tensor(objective.LEVEL_MEAN)), atol=0.01, rtol=0)
 
 
-def test_low_puts_a_share_of_the_noise_levels_below_0_4_alone(bases):
+def test_low_puts_a_share_of_the_noise_levels_below_0_4_alone():
     """Their distribution function is low min(t / LOW, 1) + (1 - low) t."""
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     for low in (0.0, 0.3, 0.9):
