@@ -3,6 +3,7 @@
     frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), means and covariances in the features of a random network
     histogram  total variation 1/2 sum |p - q| between the shares of clips with 0, 1, ... hits, or of hits on each bar
     gravity    g = -(h_{k+1} - 2 h_k + h_{k-1}) fps^2, from the ball's height in three frames of one flight
+    no ball    share of clips of which a frame has lost its ball
     seam       how much more a clip changes across the cut where its given start ends
     nearest    RMS distance of a clip to the closest one drawn in training, or of its own set
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import data
-from hits import Hit, ball_height
+from hits import Hit, ball_cover, ball_height
 
 PART = 64  # clips that go through the random network at a time
 
@@ -78,6 +79,11 @@ def gravity(video: Tensor, seen: list[list[Hit]], fps: int) -> Tensor:
     return g[visible]
 
 
+def without_ball(video: Tensor) -> float:
+    """Share of the clips video (B, 3, T, H, W) of which a frame shows no pixel that the ball covers by half."""
+    return (ball_cover((video.clamp(-1, 1) + 1) / 2).amax((2, 3)) < 0.5).any(1).float().mean().item()
+
+
 def nearest(x: Tensor, y: Tensor | None = None) -> float:
     """Median over clips x (n, ...) of the RMS distance to the nearest of y (m, ...), or of the others of x."""
     distance = torch.cdist(x.flatten(1), (x if y is None else y).flatten(1)) / x[0].numel() ** 0.5
@@ -97,6 +103,7 @@ def statistics(clips: dict, real: dict, training: tuple[Tensor, Tensor], fps: in
     g = gravity(clips["video"], clips["seen"], fps)
     low, middle, high = g.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist() if len(g) else (None, None, None)
     out |= {"gravity": middle, "gravity_spread": high - low if len(g) else None}
+    out |= {"without_ball": without_ball(clips["video"])}
     for name, drawn in zip(("video", "audio"), training, strict=True):
         out |= {f"{name}_nearest_training": nearest(clips[name], drawn), f"{name}_nearest_own": nearest(clips[name])}
     return out

@@ -22,8 +22,7 @@ Hit = tuple[float, int, float]
 def see(video: Tensor, fps: int = 8) -> list[list[Hit]]:
     """Impacts in video (B, 3, T, H, W) in [-1, 1]: bars whose glow rises by more than 0.28 against its known decay."""
     picture = (video.clamp(-1, 1).cpu().float() + 1) / 2
-    height = picture.shape[3]
-    rise = 1 - (torch.arange(height) + 0.5) / height
+    rise = rises(picture)
     rows = picture[:, :, :, (rise > 0.09) & (rise < data.BAR_TOP - 0.02)].mean(3)  # (B, 3, T, W)
     colour = rows.unflatten(3, (len(data.SCALE), -1)).mean(4)  # (B, 3, T, bars)
     unlit = 0.55 * torch.tensor(data.PALETTE).T[:, None] / 255  # (3, 1, bars)
@@ -43,17 +42,26 @@ def see(video: Tensor, fps: int = 8) -> list[list[Hit]]:
     return clips
 
 
-def ball_height(picture: Tensor) -> Tensor:
-    """Height (B, T) of the ball above contact, in picture heights: the centroid of its pixels above the bars."""
+def ball_cover(picture: Tensor) -> Tensor:
+    """How much of each pixel of picture (B, 3, T, H, W) in [0, 1] the ball covers: (B, T, H, W), 0 from the bars down."""
     background, ball = (torch.tensor(c).float() / 255 for c in (data.BACKGROUND, data.BALL))
     towards = (ball - background) / (ball - background).square().sum()
     cover = torch.einsum("bcthw,c->bthw", picture - background[:, None, None, None], towards)
+    return torch.where(rises(picture)[:, None] > data.BAR_TOP, cover, torch.zeros(())).clamp(0, 1)
+
+
+def rises(picture: Tensor) -> Tensor:
+    """Height (H,) of each row's middle, in picture heights from below."""
     height = picture.shape[3]
-    rise = 1 - (torch.arange(height) + 0.5) / height
-    cover = torch.where(rise[:, None] > data.BAR_TOP, cover, torch.zeros(())).clamp(0, 1)
+    return 1 - (torch.arange(height) + 0.5) / height
+
+
+def ball_height(picture: Tensor) -> Tensor:
+    """Height (B, T) of the ball above contact, in picture heights: the centroid of its pixels above the bars."""
+    cover = ball_cover(picture)
     cover = cover * (cover > 0.3)
     weight = cover.sum((2, 3))
-    centre = (cover.sum(3) * rise).sum(2) / weight.clamp(min=1e-6)
+    centre = (cover.sum(3) * rises(picture)).sum(2) / weight.clamp(min=1e-6)
     return (centre - data.BAR_TOP - data.RADIUS).clamp(min=0)
 
 

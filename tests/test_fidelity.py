@@ -58,6 +58,17 @@ def test_gravity_is_read_off_the_flights_and_off_nothing_else():
     assert len(fidelity.gravity(video, [[] for _ in seen], 8)) == 0
 
 
+def test_a_clip_with_a_frame_without_its_ball_is_found():
+    """Every clip of the world shows its ball in every frame; of five, two lose it, one of them for a faint ghost."""
+    video, _ = Xylophone().batch(64, torch.Generator().manual_seed(0), only="video")
+    assert fidelity.without_ball(video) == 0
+    video, sky = video[:5].clone(), round((1 - data.BAR_TOP) * 32)
+    empty = video.new_tensor(data.BACKGROUND)[:, None, None] / 127.5 - 1
+    video[1, :, 3, :sky] = empty
+    video[2, :, 0, :sky] = empty + 0.3 * (video[2, :, 0, :sky] - empty)
+    assert fidelity.without_ball(video) == pytest.approx(0.4)
+
+
 def test_nearest_neighbours_find_a_repeated_and_a_memorised_clip(generator):
     x, training = torch.randn(8, 2, 50, generator=generator), torch.randn(20, 2, 50, generator=generator)
     assert fidelity.nearest(x, training) == pytest.approx(
