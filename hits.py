@@ -43,7 +43,7 @@ def see(video: Tensor, fps: int = 8) -> list[list[Hit]]:
 
 
 def ball_cover(picture: Tensor) -> Tensor:
-    """How much of each pixel of picture (B, 3, T, H, W) in [0, 1] the ball covers: (B, T, H, W), 0 from the bars down."""
+    """How much of each pixel of picture (B, 3, T, H, W) the ball covers, 0 to 1: (B, T, H, W), 0 from the bars down."""
     background, ball = (torch.tensor(c).float() / 255 for c in (data.BACKGROUND, data.BALL))
     towards = (ball - background) / (ball - background).square().sum()
     cover = torch.einsum("bcthw,c->bthw", picture - background[:, None, None, None], towards)
