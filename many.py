@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import distributed
+from seeds import stream
 
 CHUNK = 64  # clips at a time
 
@@ -39,7 +40,7 @@ def generate(
     start, parts = time.time(), {}
     firsts = range(chunk * distributed.rank(), n, chunk * distributed.count())
     for first in tqdm(firsts, desc=name, unit="chunk", disable=distributed.rank() > 0):
-        rows, generator = slice(first, min(first + chunk, n)), torch.Generator().manual_seed(seed * 2**32 + first)
+        rows, generator = slice(first, min(first + chunk, n)), stream(seed, first)
         known = {key: value[rows] for key, value in (given or {}).items()}
         clips = draw_clips(*((rows.stop - first, *shape) for shape in shapes), generator=generator, **known)
         if not all(torch.isfinite(x).all() for x in clips):

@@ -26,6 +26,7 @@ from discriminator import discriminator_loss
 from guidance import sample
 from pairs import both, joint_and_conditional, perturb_pairs
 from score import VPSDE
+from seeds import stream
 
 LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where the discriminator trains
 GROUP = 4  # clips that share a noise level: each is told from the three others
@@ -97,11 +98,8 @@ def make_objective(
     """make_batch(k) and loss_of(batch) -> (loss, parts per sample, t), of this process's rows of batch k."""
     device, rows = torch.device(args.device), distributed.rows(args.batch)
 
-    def randomness(k: int) -> torch.Generator:
-        return torch.Generator().manual_seed(args.seed * 2**32 + k)
-
     def denoising_batch(k: int) -> tuple:
-        generator = randomness(k)
+        generator = stream(args.seed, k)
         only = "both" if args.model == "joint" else args.model
         x0 = tuple(x.to(device) for x in world.batch(args.batch, generator, only, rows) if x is not None)
         t = sde.t_min + (1 - sde.t_min) * more_low(stratified(args.batch, generator)[rows], args.low)
@@ -109,7 +107,7 @@ def make_objective(
         return x0, t.to(device), eps
 
     def discriminator_batch(k: int) -> tuple:
-        generator = randomness(k)
+        generator = stream(args.seed, k)
         video, audio, *told = world.batch(args.batch, generator, rows=rows)
         real = [x.to(device) for x in (video, audio)]
         t = logit_normal(stratified(args.batch // GROUP, generator), sde)
@@ -149,8 +147,7 @@ def generated_fakes(args: argparse.Namespace, world, bases: tuple) -> list[Tenso
     shapes = [(32, *x.shape[1:]) for x in world.batch(1, torch.Generator())]
 
     def draw(k: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(args.seed * 2**32 + k)
-        return sample(*bases, None, *shapes, generator=generator, device=args.device)
+        return sample(*bases, None, *shapes, generator=stream(args.seed, k), device=args.device)
 
     with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         drawn = list(tqdm(pool.map(draw, range(FAKES // 32)), desc="clips from the base models", total=FAKES // 32))

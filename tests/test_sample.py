@@ -49,17 +49,21 @@ def test_sampling_writes_clips_with_sound_a_page_and_a_report_into_out_alone(bas
         assert Path("out/guided_00.wav").exists() and Path("out/contact.png").stat().st_size > 1000
 
 
-def test_the_same_seed_gives_the_same_clips(bases, tmp_path):
+def test_the_same_seed_gives_the_same_clips_and_another_seed_others(bases, tmp_path):
     """Every byte of them; with another number of threads, whose sums have another order, what the eye can tell."""
     try:
-        for name, threads in (("a", 1), ("b", 1), ("c", 2)):
+        for name, threads, seed in (("a", 1, "0"), ("b", 1, "0"), ("c", 2, "0"), ("other", 1, "1")):
             torch.set_num_threads(threads)
-            sample.main(["--n", "1", "--steps", "2", "--run", str(bases), "--out", str(tmp_path / name)])
+            options = ["--n", "1", "--steps", "2", "--run", str(bases), "--seed", seed]
+            sample.main([*options, "--out", str(tmp_path / name)])
     finally:
         torch.set_num_threads(1)
     kept = [path.name for path in (tmp_path / "a").iterdir() if path.suffix != ".json"]
     assert len(kept) == 8
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in kept)
+    clips = [name for name in kept if name.endswith((".mp4", ".wav"))]
+    assert len(clips) == 4
+    assert not any((tmp_path / "a" / name).read_bytes() == (tmp_path / "other" / name).read_bytes() for name in clips)
     a, c = (media.read_clip(tmp_path / run / "guided_00.mp4", 8, 32) for run in "ac")
     assert (a[0].float() - c[0].float()).abs().max() <= 2 and (a[1] - c[1]).abs().max() <= 1e-2
 

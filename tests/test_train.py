@@ -231,13 +231,16 @@ def test_denoising_loss_of_the_exact_clips_is_zero_and_of_silence_is_known(gener
 
 def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(bases):
     assert list(itertools.islice(objective.ahead(lambda k: k, 3), 40)) == list(range(3, 43))
-    args, sde = train.parse(["audio", "--batch", "4"]), VPSDE()
-    make, _ = objective.make_objective(args, None, Xylophone(), sde, ())
+    make, other = (
+        objective.make_objective(train.parse(["audio", "--batch", "4", *seed]), None, Xylophone(), VPSDE(), ())[0]
+        for seed in ([], ["--seed", "1"])
+    )
     (x0,), t, (eps,) = make(7)
     assert all(torch.equal(x, y) for x, (y,) in zip((x0, eps), make(7)[::2], strict=True)) and torch.equal(
         t, make(7)[1]
     )
-    assert not any(torch.equal(x, y) for x, (y,) in zip((x0, eps), make(8)[::2], strict=True))
+    for batch in (make(8), other(7)):
+        assert not any(torch.equal(x, y) for x, (y,) in zip((x0, eps), batch[::2], strict=True))
 
 
 @pytest.mark.parametrize("kind", checkpoint.NETWORKS)
