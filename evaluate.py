@@ -38,6 +38,7 @@ from guidance import SOLVERS, by_noise_level, draw, sample, unguided_eps
 from information import MODALITIES, by_level, mutual_information
 from manifest import save_report
 from many import generate
+from seeds import stream
 
 INFORMATION_LEVELS = (0.1, 0.8)  # the noise levels over which information is summed: training hardly looks beyond
 REFERENCE = 1024  # clips, at least, that a system is compared with
@@ -77,7 +78,7 @@ def compare(clips: dict[str, tuple], reference: tuple[Tensor, Tensor], world: Xy
 
 def physics(found: dict[str, dict], reference: tuple[Tensor, Tensor], world: Xylophone) -> dict[str, dict]:
     """fidelity.statistics of each system against other real clips and against clips that train.py drew at --seed 0."""
-    training = [world.batch(32, torch.Generator().manual_seed(k)) for k in range(REFERENCE // 32)]
+    training = [world.batch(32, stream(0, k)) for k in range(REFERENCE // 32)]
     training = tuple(torch.cat(x) for x in zip(*training, strict=True))
     other = {"video": reference[0], "audio": reference[1]}
     other |= {"seen": hits.see(reference[0]), "heard": hits.hear(reference[1])}

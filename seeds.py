@@ -6,7 +6,7 @@ torch's generator on the CPU keeps the low 32 bits of what it is seeded with, so
 change nothing. Multiples of the golden section lie far apart on a circle: two seeds below 10,000 share no state within
 280,000 places.
 
-Used by objective.py for batches, by many.py for clips.
+Used by objective.py for batches, by many.py for clips, by evaluate.py for the clips that training drew.
 """
 
 import torch
