@@ -7,7 +7,7 @@ Muon (Jordan 2024, kellerjordan.github.io/posts/muon): steps equally along all s
 As torch.optim.Muon, but in float32: on a CPU without bfloat16 instructions that one takes half of a training step. A
 convolution's kernel counts as the matrix (channels out, all else).
 
-Used by train.py: the faint directions of the discriminator's matrices carry the pairing, and the video model reaches
+Used by train.py: the faint directions of the discriminator's matrices carry the pairing, and the base models reach
 AdamW's error in well under half the steps.
 """
 
@@ -56,15 +56,12 @@ def learning_rate(step: int, progress: float) -> float:
     return min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def make_optimizers(network: nn.Module, kind: str, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for matrices and kernels; AdamW at a tenth of the rate for vectors and a UNet's first and last layer.
-
-    The audio model has AdamW alone: under Muon it errs less above t = 0.1 but more below, where the sound's detail is.
-    """
+def make_optimizers(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for matrices and kernels; AdamW at a tenth of the rate for vectors and a UNet's first and last layer."""
     matrices, rest = [], []
     for name, p in network.named_parameters():
         end = "body.into." in name or "body.out." in name
-        is_matrix = p.ndim > 1 and name.endswith("weight") and not end and kind != "audio"
+        is_matrix = p.ndim > 1 and name.endswith("weight") and not end
         (matrices if is_matrix else rest).append(p)
     adamw = torch.optim.AdamW(rest, lr=lr / 10, betas=(0.9, 0.99), weight_decay=0.01)
-    return [Muon(matrices, lr), adamw] if matrices else [adamw]
+    return [Muon(matrices, lr), adamw]

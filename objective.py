@@ -1,6 +1,6 @@
 """What one training step minimises, in two halves: a batch drawn and perturbed, and its loss.
 
-    base, joint     E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2, of one modality or of both
+    base, joint     E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, FINEST)^2, of one modality or of both
     discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first steps of a run: it is cheap
                     and finds the pairing; then with the noise loss, which makes the gradient right. Half the pairs have
                     equal noise levels, for the joint score; half have one side clean, for the conditional ones
@@ -13,6 +13,7 @@ Used by train.py.
 
 import argparse
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,8 @@ from seeds import stream
 
 LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where the discriminator trains
 GROUP = 4  # clips that share a noise level: each is told from the three others
-LOW = 0.4  # below it what there is is settled, and where exactly is refined
+FINEST = {"video": 0.3, "audio": 0.1}  # sigma: of weaker noise next to nothing depends, and its gradients are largest
+LOW = 2.5  # sigma / alpha (t = 0.44): below it what there is is settled, and where exactly is refined
 FAKES = 1024  # pairs drawn from the base models for --fakes generated
 
 
@@ -44,13 +46,13 @@ def logit_normal(u: Tensor, sde: VPSDE) -> Tensor:
     return torch.sigmoid(LEVEL_MEAN + LEVEL_SPREAD * torch.special.ndtri(u.double())).float().clamp(sde.t_min, 1)
 
 
-def more_low(u: Tensor, low: float) -> Tensor:
-    """Noise levels in [0, 1] from uniform draws u: a share `low` of them below LOW alone, the others uniform.
-
-    The inverse of its distribution function, which is low + (1 - low) LOW at LOW, and linear on either side.
+def more_low(u: Tensor, low: float, finest: float, sde: VPSDE) -> Tensor:
+    """Noise levels from uniform draws u: a share `low` of them alone from sigma / alpha = finest to LOW, uniform in its
+    logarithm, the others uniform in t.
     """
-    below = low + (1 - low) * LOW
-    return torch.where(u < below, u * (LOW / below), LOW + (u - below) * ((1 - LOW) / (1 - below)))
+    ratio = math.log(finest) + math.log(LOW / finest) * u / max(low, 1e-9)
+    uniform = sde.t_min + (1 - sde.t_min) * (u - low) / (1 - low)
+    return torch.where(u < low, sde.time_at(-2 * ratio), uniform)
 
 
 def ahead(make: Callable[[int], tuple], first: int, threads: int = 2) -> Iterator[tuple]:
@@ -68,19 +70,22 @@ def of_states(network: nn.Module, kind: str) -> Callable[[tuple, Tensor], tuple]
 
 
 def denoising_loss(
-    network: Callable[[tuple, Tensor], tuple], sde: VPSDE, x0: tuple, t: Tensor, eps: tuple
+    network: Callable[[tuple, Tensor], tuple], sde: VPSDE, x0: tuple, t: Tensor, eps: tuple, finest: tuple
 ) -> tuple[Tensor, dict, Tensor]:
-    """E |x0_hat(x_t, t) - x_0|^2 / sigma_t^2, a mean over the elements of each state (B, ...), summed over states.
+    """E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, finest)^2, a mean over the elements of each state (B, ...), summed over
+    states, each with its own `finest`.
 
-    The weight makes it the error of v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, 2202.00512): neither the fine
-    detail at small t nor the layout at large t, where it is decided when hits happen, is drowned by the other.
-    Returns loss, parts per sample and t (B,).
+    The weight 1 / sigma_t^2 makes it the error of v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, 2202.00512):
+    neither fine detail at small t nor the layout at large t, where it is decided when hits happen, is drowned by the
+    other. Below `finest` detail would drown all else: at t = 0.01 gradients were some 30 times those of t = 0.2. There
+    the weight stops growing (as min-SNR does, Hang et al. 2023, 2303.09556). Returns loss, parts per sample and t (B,).
     """
     with mixed_precision(t.device):
         x0_hat = network(tuple(sde.perturb(x, t, e) for x, e in zip(x0, eps, strict=True)), t)
-    error = sum((x - y).square().flatten(1).mean(1) for x, y in zip(x0_hat, x0, strict=True))
-    error = error / sde.marginal(t)[1] ** 2
-    return error.mean(), {"v_error": error.detach()}, t
+    errors = [(x - y).square().flatten(1).mean(1) for x, y in zip(x0_hat, x0, strict=True)]
+    sigma = sde.marginal(t)[1]
+    loss = sum((e / sigma.clamp(min=f) ** 2).mean() for e, f in zip(errors, finest, strict=True))
+    return loss, {"v_error": sum(errors).detach() / sigma**2}, t
 
 
 def mixed_precision(device: torch.device, inference: bool = False) -> torch.autocast:
@@ -97,12 +102,13 @@ def make_objective(
 ) -> tuple[Callable[[int], tuple], Callable[[tuple], tuple[Tensor, dict[str, Tensor], Tensor]]]:
     """make_batch(k) and loss_of(batch) -> (loss, parts per sample, t), of this process's rows of batch k."""
     device, rows = torch.device(args.device), distributed.rows(args.batch)
+    finest = tuple(f for kind, f in FINEST.items() if args.model in (kind, "joint"))
 
     def denoising_batch(k: int) -> tuple:
         generator = stream(args.seed, k)
         only = "both" if args.model == "joint" else args.model
         x0 = tuple(x.to(device) for x in world.batch(args.batch, generator, only, rows) if x is not None)
-        t = sde.t_min + (1 - sde.t_min) * more_low(stratified(args.batch, generator)[rows], args.low)
+        t = more_low(stratified(args.batch, generator)[rows], args.low, min(finest), sde)
         eps = tuple(torch.randn(args.batch, *x.shape[1:], generator=generator)[rows].to(device) for x in x0)
         return x0, t.to(device), eps
 
@@ -137,7 +143,7 @@ def make_objective(
 
     if args.model != "discriminator":
         predict = of_states(network, args.model)
-        return denoising_batch, lambda batch: denoising_loss(predict, sde, *batch)
+        return denoising_batch, lambda batch: denoising_loss(predict, sde, *batch, finest)
     fake_pool = None if args.fakes == "shuffled" else generated_fakes(args, world, bases)
     return discriminator_batch, discriminator_step
 

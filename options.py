@@ -13,7 +13,7 @@ import torch
 
 import checkpoint
 import script
-from objective import GROUP, LOW
+from objective import GROUP
 
 BUDGETS = {"video": 60.0, "audio": 45.0, "joint": 75.0, "discriminator": 19.5}  # minutes on 2 cores
 DEFAULTS = {
@@ -54,7 +54,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help=f"or this long (default {budgets})")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run, its options holding where none is given")
     parser.add_argument("--from", dest="start", metavar="FILE", help="model.pt to start from (default random weights)")
-    parser.add_argument("--low", type=float, metavar="SHARE", help=f"of the clips at noise t < {LOW} alone (default 0)")
+    parser.add_argument("--low", type=float, metavar="SHARE", help="of the clips at low noise alone (default 0)")
     parser.add_argument("--batch", type=int, help="clips a step, of all processes together (default 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-2)")
     parser.add_argument("--bce-weight", type=float, help="of the cross-entropy (default 3)")

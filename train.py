@@ -83,7 +83,7 @@ def train(args: argparse.Namespace) -> None:
         path = Path(args.start)
         checkpoint.fill(network, checkpoint.load_model(path, args.model, args.device)["model"], path)
     ema = {name: value.clone() for name, value in network.state_dict().items()}
-    optimizers = make_optimizers(network, args.model, args.lr)
+    optimizers = make_optimizers(network, args.lr)
     rates = [optimizer.defaults["lr"] for optimizer in optimizers]
     run = {"step": 0, "seconds": 0.0, "history": []}
     about = {"kind": args.model, "options": checkpoint.options_of(args.model, world)}

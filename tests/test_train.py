@@ -2,6 +2,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -201,16 +202,22 @@ def test_noise_levels_are_stratified(generator):
     assert_close(t.median(), torch.sigmoid(torch.tensor(objective.LEVEL_MEAN)), atol=0.01, rtol=0)
 
 
-def test_low_puts_a_share_of_the_noise_levels_below_0_4_alone():
-    """Their distribution function is low min(t / LOW, 1) + (1 - low) t."""
-    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    for low in (0.0, 0.3, 0.9):
-        t = objective.more_low(u, low)
-        assert_close(low * (t / objective.LOW).clamp(max=1) + (1 - low) * t, u)
-    for low, below in (("0", 16), ("0.75", 34)):  # of 40: 0.4 of them; 0.75 + 0.25 * 0.4
+def test_low_puts_a_share_of_the_clips_at_low_noise_uniform_in_its_logarithm():
+    sde, u = VPSDE(), (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert_close(objective.more_low(u, 0.0, 0.1, sde), sde.t_min + (1 - sde.t_min) * u)
+    for low in (0.3, 0.9):
+        t = objective.more_low(u, low, 0.1, sde)
+        few = round(1000 * low)
+        alpha, sigma = sde.marginal(t)
+        of_log = torch.log(sigma / alpha / 0.1)[:few] / math.log(objective.LOW / 0.1)
+        assert_close(of_log, (torch.arange(few, dtype=torch.float64) + 0.5) / few)
+        others = (torch.arange(1000 - few, dtype=torch.float64) + 0.5) / (1000 - few)
+        assert_close(t[few:], sde.t_min + (1 - sde.t_min) * others)
+    edge = sde.time_at(torch.tensor(-2 * math.log(objective.LOW))).item()
+    for low, below in (("0", 40 * edge), ("0.75", 30 + 10 * edge)):
         args = train.parse(["audio", "--batch", "40", "--low", low])
-        _, t, _ = objective.make_objective(args, None, Xylophone(), VPSDE(), ())[0](0)
-        assert abs(int((t < objective.LOW).sum()) - below) <= 1
+        _, t, _ = objective.make_objective(args, None, Xylophone(), sde, ())[0](0)
+        assert abs(int((t < edge).sum()) - below) <= 1
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -220,13 +227,16 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_denoising_loss_of_the_exact_clips_is_zero_and_of_silence_is_known(generator):
-    """x0_hat = 0 costs E|x0|^2 / sigma^2, summed over the modalities."""
+    """x0_hat = 0 costs E|x0|^2 / max(sigma, finest)^2, summed over the modalities."""
     sde, x0 = VPSDE(), (torch.full((64, 1, 4, 4), 0.5), torch.full((64, 3, 2), 0.25))
-    t = objective.stratified(64, generator).clamp(min=0.01)
+    t, finest = objective.stratified(64, generator).clamp(min=0.01), (0.3, 0.1)
     eps = tuple(torch.randn(x.shape, generator=generator) for x in x0)
-    assert objective.denoising_loss(lambda xt, t: x0, sde, x0, t, eps)[0] == 0
-    loss, _, _ = objective.denoising_loss(lambda xt, t: [torch.zeros_like(x) for x in xt], sde, x0, t, eps)
-    assert_close(loss, ((0.25 + 0.0625) / sde.marginal(t)[1] ** 2).mean())
+    assert objective.denoising_loss(lambda xt, t: x0, sde, x0, t, eps, finest)[0] == 0
+    loss, parts, _ = objective.denoising_loss(lambda xt, t: [torch.zeros_like(x) for x in xt], sde, x0, t, eps, finest)
+    sigma = sde.marginal(t)[1]
+    assert (sigma < 0.1).any() and ((sigma > 0.1) & (sigma < 0.3)).any() and (sigma > 0.3).any()
+    assert_close(loss, (0.25 / sigma.clamp(min=0.3) ** 2 + 0.0625 / sigma.clamp(min=0.1) ** 2).mean())
+    assert_close(parts["v_error"], (0.25 + 0.0625) / sigma**2)
 
 
 def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(bases):
@@ -246,5 +256,5 @@ def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(ba
 @pytest.mark.parametrize("kind", checkpoint.NETWORKS)
 def test_each_parameter_has_one_optimizer(kind):
     network = checkpoint.NETWORKS[kind]()
-    groups = [g["params"] for o in train.make_optimizers(network, kind, 1e-2) for g in o.param_groups]
+    groups = [g["params"] for o in train.make_optimizers(network, 1e-2) for g in o.param_groups]
     assert sorted(map(id, itertools.chain(*groups))) == sorted(map(id, network.parameters()))
