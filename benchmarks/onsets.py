@@ -3,12 +3,16 @@
     python benchmarks/onsets.py                             the shipped weights, 13 minutes on one core
     python benchmarks/onsets.py --n 1000 --weight 1         more clips, another weight
     python benchmarks/onsets.py --told 3 2                  base models told of more noise than there is
+    python benchmarks/onsets.py --from 0.2                  real clips noised to t = 0.2, and drawn from there on
 
 Hit F1 and pitch accuracy, then the median over matched hits of |seen - heard| in ms, of real clips and of guided ones,
 with a modality given or none: all hits; the first, second and later ones of a clip; those on the inner bars and on the
 two at the edge; those that fall in the first and in the second half of a frame, where the instant of the impact is
 further from what the last frame shows. The last column needs no sound: |fall - rebound| are the two instants at which
 one impact happens by the ball's fall before it and by its rise after it. A ball on its parabola has one.
+
+With --from, what is off after the last steps is told from what was off before: where the instant of a hit still stands
+in the noisy clips, and is lost. A row without guidance is there to compare.
 
 With --told, base models are asked at a noise level whose sigma / alpha is f times as large, and keep less of what they
 see, be it signal or an error of the steps before (after Li et al. 2024, arXiv 2305.15583, who choose that level by the
@@ -33,10 +37,10 @@ import data
 import hits
 import media
 from evaluate import held_out, print_table
-from guidance import by_noise_level, sample
+from guidance import JointEps, by_noise_level, denoise, sample, time_grid
 from manifest import save_report
 from many import generate
-from score import FrozenModel
+from score import VPSDE, FrozenModel
 
 TOLD = (0.02, 0.35)  # the noise levels at which models are told of more
 
@@ -57,6 +61,19 @@ class Told(nn.Module):
         u = self.sde.time_at(self.sde.log_snr(t.double()) - 2 * math.log(self.f)).to(t.dtype)
         xu = xt * (self.sde.marginal(u[0])[0] / self.sde.marginal(t[0])[0])
         return self.sde.x0_to_eps(xt, self.sde.eps_to_x0(xu, self.model(xu, u), u), t)
+
+
+def draw_from(
+    start: float, eps_model: JointEps, video: Tensor, audio: Tensor, generator: torch.Generator, steps: int = 25
+) -> tuple[Tensor, Tensor]:
+    """Clips drawn by those of `steps` steps that lie below t = start, from real clips noised to it."""
+    sde = eps_model.sde
+    grid = time_grid(steps, sde)
+    grid = torch.cat([torch.full((1,), start, dtype=grid.dtype), grid[grid < start]])
+    t = torch.full((len(video),), start, device=video.device)
+    states = tuple(sde.perturb(x, t, sde.prior(x.shape, generator, x.device)) for x in (video, audio))
+    *_, states = denoise(eps_model, states, sde, len(grid) - 1, generator=generator, grid=grid)
+    return tuple(x if known is None else known for x, known in zip(states, eps_model.given, strict=True))
 
 
 def fall_against_rebound(video: Tensor, seen: list[list[hits.Hit]], fps: int) -> Tensor:
@@ -97,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         "--weight", type=float, nargs="+", default=[1.0, 3.0], help="one, or for t > 0.6, t > 0.1 and the rest"
     )
     parser.add_argument("--told", type=float, nargs=2, default=[1.0, 1.0], metavar=("VIDEO", "AUDIO"), help="f of each")
+    parser.add_argument("--from", type=float, dest="start", metavar="T", help="noise level at which to start")
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -106,17 +124,34 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--n must be at least 2, and --weight one to three numbers")
     if not min(args.told) > 0:
         parser.error("--told must be above 0")
+    if args.start is not None and not VPSDE().t_min < args.start <= 1:
+        parser.error(f"--from is a noise level above {VPSDE().t_min:g}, at most 1")
 
     *bases, discriminator = checkpoint.load_run(args.run, args.device)
     told = [model if f == 1 else Told(model, f) for model, f in zip(bases, args.told, strict=True)]
     world = data.Xylophone(discriminator.video_shape[-1])
     real, _ = held_out(world, args.n, args.seed)
     video, audio = (x.to(args.device) for x in real)
-    draw = partial(sample, *told, discriminator, weight=by_noise_level(*args.weight), device=args.device)
-    given = {"guided": None, "audio given video": {"given_video": video}, "video given audio": {"given_audio": audio}}
+    weight, shapes = by_noise_level(*args.weight), [x.shape[1:] for x in real]
+
+    def draw(guide, known: tuple[bool, bool], *shapes: tuple, generator: torch.Generator, **clips: Tensor) -> tuple:
+        given = tuple(x if k else None for x, k in zip(clips.values(), known, strict=True))
+        if args.start is not None:
+            eps_model = JointEps(*told, guide, weight, given, generator=generator)
+            return draw_from(args.start, eps_model, *clips.values(), generator)
+        given = dict(zip(("given_video", "given_audio"), given, strict=True))
+        return sample(*told, guide, *shapes, weight=weight, generator=generator, device=args.device, **given)
+
+    systems = {
+        "guided": (discriminator, (False, False)),
+        "audio given video": (discriminator, (True, False)),
+        "video given audio": (discriminator, (False, True)),
+    }
+    systems |= {"unguided": (None, (False, False))} if args.start is not None else {}
     rows = {"real": breakdown(*real, world.fps)}
-    for name, known in given.items():
-        clips = generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name, known)[:2]
+    for name, (guide, known) in systems.items():
+        pairs = {"video": video, "audio": audio}
+        clips = generate(partial(draw, guide, known), shapes, args.seed, args.n, name, pairs)[:2]
         rows[name] = breakdown(*clips, world.fps)
     save_report(args, {"n": args.n, "seed": args.seed, "weight": args.weight, "told": args.told, "systems": rows})
     print_table(rows, list(rows["real"]))

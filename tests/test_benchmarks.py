@@ -13,7 +13,7 @@ import information
 import train
 from benchmarks import levers, models, onsets, speed, steps
 from data import Xylophone
-from guidance import time_grid
+from guidance import JointEps, time_grid
 from pairs import Noisy
 from score import VPSDE, FrozenModel
 from toy.target import ExactEps, gaussian
@@ -111,6 +111,22 @@ def test_onsets_reports_a_row_for_each_system(bases, tmp_path, capsys, monkeypat
     systems = json.loads((tmp_path / "report.json").read_text())["systems"]
     assert list(systems) == ["real", "guided", "audio given video", "video given audio"]
     assert "fall - rebound" in capsys.readouterr().out
+    onsets.main([*options, "--from", "0.002"])
+    systems = json.loads((tmp_path / "report.json").read_text())["systems"]
+    assert list(systems) == ["real", "guided", "audio given video", "video given audio", "unguided"]
+    assert systems["guided"]["hit_f1"] == 1
+
+
+def test_clips_drawn_from_little_noise_are_the_real_ones_and_from_all_of_it_are_not(bases, generator):
+    *models, discriminator = checkpoint.load_run(bases, "cpu")
+    video, audio = Xylophone().batch(4, generator)
+    for start, near in ((0.002, True), (1.0, False)):
+        eps_model = JointEps(*models, discriminator, 1.0, (None, audio), generator=generator)
+        drawn, kept = onsets.draw_from(start, eps_model, video, audio, generator)
+        assert torch.equal(kept, audio)
+        assert ((drawn - video).square().mean().sqrt() < 0.1) == near
+    with pytest.raises(SystemExit):
+        onsets.main(["--from", "0"])
 
 
 def test_levers_trains_another_network_judges_it_and_keeps_the_row(tmp_path, monkeypatch, capsys):
