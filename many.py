@@ -33,8 +33,8 @@ def generate(
 ) -> tuple[Tensor, Tensor, float]:
     """n clips, (video (n, ...), audio (n, ...)) on the CPU, and the seconds of one process that one took.
 
-    `draw_clips(video_shape, audio_shape, generator=...)` is asked for a chunk, `shapes` being those of one clip. `given`
-    holds tensors (n, ...) of all clips by name, such as given_video; a chunk is handed its rows. Raises
+    `draw_clips(video_shape, audio_shape, generator=...)` is asked for a chunk, `shapes` being those of one clip.
+    `given` holds tensors (n, ...) of all clips by name, such as given_video; a chunk is handed its rows. Raises
     FloatingPointError on a clip that is not finite.
     """
     start, parts = time.time(), {}
