@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from score import VPSDE, TimeFeatures, expand
 
 # s, as large as leaves no grain: at 0.1 the noise kept in a ringing note makes bands double that are no onsets.
-SKIP_VIDEO, SKIP_AUDIO = 0.05, 0.07
+SKIP_VIDEO, SKIP_AUDIO = 0.05, 0.02
 
 
 class ResBlock(nn.Module):
