@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from score import VPSDE, TimeFeatures, expand
 
-# s, as large as leaves no grain: at 0.1 the noise kept in a ringing note makes bands double that are no onsets.
+# s: up to s / 2 of weak noise is kept as grain. At 0.07 that moves onsets, at 0.1 a ringing note has some of its own.
 SKIP_VIDEO, SKIP_AUDIO = 0.05, 0.02
 
 

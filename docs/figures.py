@@ -40,7 +40,7 @@ from toy import traps
 DOCS = Path(__file__).resolve().parent
 SEED, CLIP = 900_000, 2  # of the clips shown, which no training draws
 HELD_OUT = 256  # pairs behind the two curves
-STARTS, ANIMATED = 25, 13  # the noise that is animated
+STARTS, ANIMATED = 25, 18  # the noise that is animated
 COLOURS = 48
 
 
