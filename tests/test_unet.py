@@ -43,7 +43,7 @@ def test_skip_follows_its_equation_and_trusts_the_clip_where_noise_is_weak(netwo
     model = network()
     torch.nn.init.zeros_(model.body.out[2].bias)
     assert_close(model(x, t), expand(c / alpha, x) * x)
-    assert c[0] > 0.9 and c[2] < 1e-5
+    assert c[0] > 0.5 and c[2] < 1e-5  # more than half where the noise is weaker than s
 
 
 def test_the_middle_of_a_video_block_is_a_convolution_over_the_frames_of_each_clip(generator):
