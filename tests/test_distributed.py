@@ -37,8 +37,13 @@ def gradients(arguments: list[str], k: int) -> dict[str, torch.Tensor]:
     network = checkpoint.NETWORKS[args.model](**checkpoint.options_of(args.model, world))
     bases = tuple(checkpoint.load_base(args.bases / f"{kind}.pt", kind, 32, sde) for kind in ("video", "audio"))
     make_batch, loss_of = objective.make_objective(args, network, world, sde, bases)
+    batch = make_batch(k)
+    if args.model == "joint":  # sums over all pixels, which float32 rounds by their order
+        network.double()
+        x0, t, eps = batch
+        batch = tuple(x.double() for x in x0), t.double(), tuple(e.double() for e in eps)
     step = distributed.shared(network, loss_of)  # kept: its hooks live as long as it
-    step(make_batch(k))[0].backward()
+    step(batch)[0].backward()
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
