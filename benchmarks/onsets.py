@@ -132,13 +132,13 @@ def main(argv: list[str] | None = None) -> None:
     world = data.Xylophone(discriminator.video_shape[-1])
     real, _ = held_out(world, args.n, args.seed)
     video, audio = (x.to(args.device) for x in real)
-    weight, shapes = by_noise_level(*args.weight), [x.shape[1:] for x in real]
+    weight, clips = by_noise_level(*args.weight), {"video": video, "audio": audio}
 
-    def draw(guide, known: tuple[bool, bool], *shapes: tuple, generator: torch.Generator, **clips: Tensor) -> tuple:
-        given = tuple(x if k else None for x, k in zip(clips.values(), known, strict=True))
+    def draw(guide, known: tuple[bool, bool], *shapes: tuple, generator: torch.Generator, video: Tensor, audio: Tensor):
+        given = tuple(x if k else None for x, k in zip((video, audio), known, strict=True))
         if args.start is not None:
             eps_model = JointEps(*told, guide, weight, given, generator=generator)
-            return draw_from(args.start, eps_model, *clips.values(), generator)
+            return draw_from(args.start, eps_model, video, audio, generator)
         given = dict(zip(("given_video", "given_audio"), given, strict=True))
         return sample(*told, guide, *shapes, weight=weight, generator=generator, device=args.device, **given)
 
@@ -149,11 +149,11 @@ def main(argv: list[str] | None = None) -> None:
     }
     systems |= {"unguided": (None, (False, False))} if args.start is not None else {}
     rows = {"real": breakdown(*real, world.fps)}
-    for name, (guide, known) in systems.items():
-        pairs = {"video": video, "audio": audio}
-        clips = generate(partial(draw, guide, known), shapes, args.seed, args.n, name, pairs)[:2]
-        rows[name] = breakdown(*clips, world.fps)
-    save_report(args, {"n": args.n, "seed": args.seed, "weight": args.weight, "told": args.told, "systems": rows})
+    for name, system in systems.items():
+        drawn = generate(partial(draw, *system), [x.shape[1:] for x in real], args.seed, args.n, name, clips)[:2]
+        rows[name] = breakdown(*drawn, world.fps)
+    asked = {"n": args.n, "seed": args.seed, "weight": args.weight, "told": args.told, "from": args.start}
+    save_report(args, asked | {"systems": rows})
     print_table(rows, list(rows["real"]))
     print(f"report.json is in {args.out}")
 

@@ -112,7 +112,9 @@ def test_onsets_reports_a_row_for_each_system(bases, tmp_path, capsys, monkeypat
     assert list(systems) == ["real", "guided", "audio given video", "video given audio"]
     assert "fall - rebound" in capsys.readouterr().out
     onsets.main([*options, "--from", "0.002"])
-    systems = json.loads((tmp_path / "report.json").read_text())["systems"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["from"] == 0.002
+    systems = report["systems"]
     assert list(systems) == ["real", "guided", "audio given video", "video given audio", "unguided"]
     assert systems["guided"]["hit_f1"] == 1
 

@@ -22,6 +22,17 @@ def test_detectors_find_the_true_hits(clips):
         assert score["onset_error_ms"] < 3
 
 
+def test_grain_of_a_skip_of_0_07_moves_onsets_and_that_of_0_02_does_not(generator):
+    """The most that a skip of s keeps of the noise (unet.py) is r s^2 / (s^2 + r^2) at r = sigma / alpha = s: s / 2."""
+    _, waveform, truth = WORLD.render(500, torch.Generator().manual_seed(1))
+    audio = media.log_mel(waveform)
+    noise = torch.randn(audio.shape, generator=generator)
+    clean, fine, coarse = (
+        hits.agreement(hits.hear(audio + s / 2 * noise), truth)["onset_error_ms"] for s in (0, 0.02, 0.07)
+    )
+    assert fine < 1.05 * clean and coarse > 1.15 * clean
+
+
 def test_shuffled_pairs_score_the_chance_of_the_worlds_statistics(clips):
     """The same score computed from the true hits alone, over several shifts, without any detector."""
     seen, heard, truth = clips

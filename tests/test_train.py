@@ -239,6 +239,21 @@ def test_denoising_loss_of_the_exact_clips_is_zero_and_of_silence_is_known(gener
     assert_close(parts["v_error"], (0.25 + 0.0625) / sigma**2)
 
 
+@pytest.mark.parametrize("kind", ["video", "audio", "joint"])
+def test_each_modality_has_a_finest_noise_of_its_own(kind, generator):
+    """Of silence, x0_hat = 0, at a noise weaker than either: E|x0|^2 / FINEST^2."""
+    sde, kinds = VPSDE(), ("video", "audio") if kind == "joint" else (kind,)
+
+    def silence(states, t):
+        return tuple(torch.zeros_like(x) for x in states) if kind == "joint" else torch.zeros_like(states)
+
+    _, loss_of = objective.make_objective(train.parse([kind]), silence, Xylophone(), sde, ())
+    x0 = tuple(torch.full((2, 3, 4), 0.5) for _ in kinds)
+    loss, _, _ = loss_of((x0, torch.full((2,), sde.t_min), tuple(torch.zeros_like(x) for x in x0)))
+    assert sde.marginal(torch.tensor([sde.t_min]))[1] < min(objective.FINEST.values())
+    assert_close(loss, torch.tensor(sum(0.25 / objective.FINEST[kind] ** 2 for kind in kinds)))
+
+
 def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(bases):
     assert list(itertools.islice(objective.ahead(lambda k: k, 3), 40)) == list(range(3, 43))
     make, other = (
