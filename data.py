@@ -53,9 +53,13 @@ class Xylophone:
         video = media.to_video(self._draw(score)) if only != "audio" else None
         return video, media.log_mel(self._play(score)) if only != "video" else None
 
-    def render(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, list]:
-        """n clips: frames uint8 (n, T, H, W, 3), waveform (n, samples), hits (time_s, bar, loudness) per clip."""
+    def render(self, n: int, generator: torch.Generator, later: float = 0.0) -> tuple[Tensor, Tensor, list]:
+        """n clips: frames uint8 (n, T, H, W, 3), waveform (n, samples), hits (time_s, bar, loudness) per clip.
+
+        The same clips with everything in them `later` by so many seconds tell how a clip changes with time.
+        """
         score = self._compose(n, generator)
+        score["times"] = score["times"] + later
         times, bars, loudness = score["times"], score["bars"], score["loudness"]
         hits = [
             [(t.item(), b.item(), v.item()) for t, b, v in zip(*clip, strict=True) if t < self.seconds]

@@ -32,6 +32,7 @@ from seeds import stream
 LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where the discriminator trains
 GROUP = 4  # clips that share a noise level: each is told from the three others
 FINEST = {"video": 0.3, "audio": 0.04}  # sigma: of weaker noise next to nothing depends, and its gradients are largest
+FINEST_PAIR = 0.3  # sigma / alpha: at weaker noise a gradient moves a hit by less than either detector sees
 LOW = 2.5  # sigma / alpha (t = 0.44): below it what there is is settled, and where exactly is refined
 FAKES = 1024  # pairs drawn from the base models for --fakes generated
 
@@ -46,13 +47,18 @@ def logit_normal(u: Tensor, sde: VPSDE) -> Tensor:
     return torch.sigmoid(LEVEL_MEAN + LEVEL_SPREAD * torch.special.ndtri(u.double())).float().clamp(sde.t_min, 1)
 
 
-def more_low(u: Tensor, low: float, finest: float, sde: VPSDE) -> Tensor:
+def uniform(u: Tensor, sde: VPSDE) -> Tensor:
+    """Noise levels from uniform draws u: from t_min to 1."""
+    return sde.t_min + (1 - sde.t_min) * u
+
+
+def more_low(u: Tensor, low: float, finest: float, others: Callable[[Tensor, VPSDE], Tensor], sde: VPSDE) -> Tensor:
     """Noise levels from uniform draws u: a share `low` of them alone from sigma / alpha = finest to LOW, uniform in its
-    logarithm, the others uniform in t.
+    logarithm, the rest as `others` has them.
     """
     ratio = math.log(finest) + math.log(LOW / finest) * u / max(low, 1e-9)
-    uniform = sde.t_min + (1 - sde.t_min) * (u - low) / (1 - low)
-    return torch.where(u < low, sde.time_at(-2 * ratio), uniform)
+    rest = others(((u - low) / (1 - low)).clamp(0, 1), sde)
+    return torch.where(u < low, sde.time_at(-2 * ratio), rest)
 
 
 def ahead(make: Callable[[int], tuple], first: int, threads: int = 2) -> Iterator[tuple]:
@@ -108,7 +114,7 @@ def make_objective(
         generator = stream(args.seed, k)
         only = "both" if args.model == "joint" else args.model
         x0 = tuple(x.to(device) for x in world.batch(args.batch, generator, only, rows) if x is not None)
-        t = more_low(stratified(args.batch, generator)[rows], args.low, min(finest), sde)
+        t = more_low(stratified(args.batch, generator)[rows], args.low, min(finest), uniform, sde)
         eps = tuple(torch.randn(args.batch, *x.shape[1:], generator=generator)[rows].to(device) for x in x0)
         return x0, t.to(device), eps
 
@@ -116,7 +122,7 @@ def make_objective(
         generator = stream(args.seed, k)
         video, audio, *told = world.batch(args.batch, generator, rows=rows)
         real = [x.to(device) for x in (video, audio)]
-        t = logit_normal(stratified(args.batch // GROUP, generator), sde)
+        t = more_low(stratified(args.batch // GROUP, generator), args.low, FINEST_PAIR, logit_normal, sde)
         t = world.levels(t) if args.video_model else t
         levels = joint_and_conditional(t, sde.t_min, generator)
         t = tuple(level.repeat_interleave(GROUP)[rows].to(device) for level in levels)

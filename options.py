@@ -87,8 +87,6 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     given = [f"--{name.replace('_', '-')}" for name in OF_DISCRIMINATOR if getattr(args, name) is not None]
     if given and args.model != "discriminator":
         parser.error(f"{', '.join(given)}: for the discriminator, not for train.py {args.model}")
-    if args.low is not None and args.model == "discriminator":
-        parser.error("--low: for models that denoise, not for the discriminator")
     if args.resume and args.start:
         parser.error("--resume goes on with a run's own weights: leave out --from")
     models = [getattr(args, f"{kind}_model") or stored.get(f"{kind}_model") for kind in ("video", "audio")]

@@ -10,8 +10,9 @@ import checkpoint
 import evaluate
 import guidance
 import information
+import media
 import train
-from benchmarks import levers, models, onsets, speed, steps
+from benchmarks import instants, levers, models, onsets, speed, steps
 from data import Xylophone
 from guidance import JointEps, time_grid
 from pairs import Noisy
@@ -186,3 +187,37 @@ def test_weights_of_published_models_are_told_without_making_them(capsys):
     rows = capsys.readouterr().out.splitlines()
     assert rows[1].split()[:2] == ["AnimateDiff", "1312.7"]
     assert "3.88 GB in float16, 7.76 in float32" in rows[4]
+
+
+def test_instants_reads_a_shift_of_the_clip_in_ms():
+    """Clips with all in them 2 ms later differ from the clips by 2 ms at the hits, in picture and in sound."""
+    world = Xylophone()
+    clips, change, found = instants.drawn_with_change(world, 64, 3)
+    later, waveform, all_hits = world.render(64, torch.Generator().manual_seed(3), 0.002)
+    assert 0.9 * sum(map(len, all_hits)) < sum(map(len, found)) < sum(map(len, all_hits))  # 1 in 31 is near a frame
+    for kind, moved in (("video", media.to_video(later)), ("audio", media.log_mel(waveform))):
+        read = instants.shifts(kind, moved - clips[kind], change[kind], found, world.seconds)
+        around = instants.around_hits(kind, change[kind], found, world.seconds)
+        information = torch.stack([d.square().sum() for d in around])
+        assert ((read * information).sum() / information.sum()).item() == pytest.approx(2, abs=0.03)
+
+
+def test_instants_gives_a_pull_the_weight_that_explains_most(generator):
+    missed = torch.randn(1000, generator=generator)
+    row = instants.row(missed, torch.ones(1000), missed / 3 + 0.1 * torch.randn(1000, generator=generator))
+    assert row["missed"] == pytest.approx(1, abs=0.1)
+    explained = (1 / 9) / (1 / 9 + 0.01)
+    assert row["explained"] == pytest.approx(explained, abs=0.03)
+    assert row["best weight"] == pytest.approx(3 * explained, abs=0.1)
+    assert row["left"] == pytest.approx((1 - explained) ** 0.5, abs=0.03)
+    faint = instants.row(torch.tensor([1.0, 50.0]), torch.tensor([1.0, 1e4]), torch.zeros(2))
+    assert faint["missed"] == pytest.approx(1, abs=1e-4)  # a hit that nobody can time decides nothing
+
+
+def test_instants_reports_each_modality_at_each_noise_level(bases, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(instants, "LEVELS", (0.2,))
+    instants.main(["--n", "4", "--run", str(bases), "--out", str(tmp_path), "--device", "cpu"])
+    rows = json.loads((tmp_path / "report.json").read_text())["systems"]
+    assert set(rows) == {f"{kind}, {mode}, 0.2" for kind in ("video", "audio") for mode in ("both", "given")}
+    assert all(0 <= row["explained"] <= 1 and row["left"] <= row["missed"] for row in rows.values())
+    assert "best weight" in capsys.readouterr().out

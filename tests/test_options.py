@@ -13,7 +13,6 @@ from toy import run as toy
     [
         (["--steps", "9", "--minutes", "1"], "--steps and --minutes are two ways to say when to stop: give one"),
         (["audio", "--fakes", "generated", "--warmup", "9"], "--warmup, --fakes: for the discriminator, not for"),
-        (["--low", "0.5"], "--low: for models that denoise, not for the discriminator"),
         (["video", "--low", "1"], "--low is a share of the clips"),
         (["--pairing", "index"], "--pairing is of --video-model and --audio-model, which are not given"),
         (["--video-model", "a", "--audio-model", "b", "--data", "f", "--bases", "c"], "--bases are this project's own"),

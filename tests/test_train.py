@@ -204,9 +204,10 @@ def test_noise_levels_are_stratified(generator):
 
 def test_low_puts_a_share_of_the_clips_at_low_noise_uniform_in_its_logarithm():
     sde, u = VPSDE(), (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    assert_close(objective.more_low(u, 0.0, 0.1, sde), sde.t_min + (1 - sde.t_min) * u)
+    assert_close(objective.more_low(u, 0.0, 0.1, objective.uniform, sde), sde.t_min + (1 - sde.t_min) * u)
+    assert_close(objective.more_low(u, 0.0, 0.1, objective.logit_normal, sde).float(), objective.logit_normal(u, sde))
     for low in (0.3, 0.9):
-        t = objective.more_low(u, low, 0.1, sde)
+        t = objective.more_low(u, low, 0.1, objective.uniform, sde)
         few = round(1000 * low)
         alpha, sigma = sde.marginal(t)
         of_log = torch.log(sigma / alpha / 0.1)[:few] / math.log(objective.LOW / 0.1)
@@ -218,6 +219,12 @@ def test_low_puts_a_share_of_the_clips_at_low_noise_uniform_in_its_logarithm():
         args = train.parse(["audio", "--batch", "40", "--low", low])
         _, t, _ = objective.make_objective(args, None, Xylophone(), sde, ())[0](0)
         assert abs(int((t < edge).sum()) - below) <= 1
+    usual = ((objective.logit_normal(u, sde) < edge).double().mean() * 10).item()
+    for low, below in (("0", usual), ("0.5", 5 + usual / 2)):  # of ten groups of four
+        args = train.parse(["--batch", "40", "--warmup", "9", "--low", low])
+        noisy, _ = objective.make_objective(args, None, Xylophone(), sde, (FrozenModel(None, sde),) * 2)[0](0)
+        t = torch.maximum(*noisy.t).unflatten(0, (10, 4))
+        assert (t == t[:, :1]).all() and abs(int((t[:, 0] < edge).sum()) - below) <= 1
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
