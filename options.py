@@ -101,6 +101,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
     args.out = args.out or Path("runs") / args.model
     if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         parser.error("--compile needs a C++ compiler: install g++, or train without")
+    if any(models) and args.low:
+        parser.error("--low is in noise levels of this project's own models, not of --video-model and --audio-model")
     if not 0 <= args.low < 1:
         parser.error("--low is a share of the clips: from 0 up to, but not 1")
     if not 0 <= args.hold_out < 1:

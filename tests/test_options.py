@@ -16,6 +16,7 @@ from toy import run as toy
         (["video", "--low", "1"], "--low is a share of the clips"),
         (["--pairing", "index"], "--pairing is of --video-model and --audio-model, which are not given"),
         (["--video-model", "a", "--audio-model", "b", "--data", "f", "--bases", "c"], "--bases are this project's own"),
+        (["--video-model", "a", "--audio-model", "b", "--data", "f", "--low", "0.5"], "--low is in noise levels of"),
         (["--video-model", "a", "--data", "f"], "--video-model and --audio-model go together"),
         (["--hold-out", "0.1"], "xylophone has none"),
         (["--hold-out", "1", "--data", "f"], "from 0 up to, but not 1"),
