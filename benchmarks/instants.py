@@ -38,7 +38,7 @@ from evaluate import print_table
 from hits import Hit
 from manifest import save_report
 from pairs import Levels
-from score import FrozenModel
+from score import VPSDE, FrozenModel
 
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 STEP = 0.002  # s by which clips are moved for D
@@ -83,7 +83,7 @@ def shifts(kind: str, change: Tensor, D: Tensor, found: list[list[Hit]], seconds
     return torch.stack([(c * d).sum() / d.square().sum() for c, d in pairs])
 
 
-def pull(discriminator: nn.Module, states: list[Tensor], t: Levels, sde) -> list[Tensor]:
+def pull(discriminator: nn.Module, states: list[Tensor], t: Levels, sde: VPSDE) -> list[Tensor]:
     """The residual noise of both modalities, in batches."""
     parts = []
     for i in range(0, len(states[0]), BATCH):
@@ -119,8 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/instants"))
     args = script.parse_options(parser, argv)
-    if args.n < 2:
-        parser.error("--n must be at least 2")
+    if args.n < 8:
+        parser.error("--n must be at least 8: not every clip has a hit")
 
     *bases, discriminator = checkpoint.load_run(args.run, args.device)
     world = data.Xylophone(discriminator.video_shape[-1])

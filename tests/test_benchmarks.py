@@ -216,7 +216,7 @@ def test_instants_gives_a_pull_the_weight_that_explains_most(generator):
 
 def test_instants_reports_each_modality_at_each_noise_level(bases, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(instants, "LEVELS", (0.2,))
-    instants.main(["--n", "4", "--run", str(bases), "--out", str(tmp_path), "--device", "cpu"])
+    instants.main(["--n", "8", "--run", str(bases), "--out", str(tmp_path), "--device", "cpu"])
     rows = json.loads((tmp_path / "report.json").read_text())["systems"]
     assert set(rows) == {f"{kind}, {mode}, 0.2" for kind in ("video", "audio") for mode in ("both", "given")}
     assert all(0 <= row["explained"] <= 1 and row["left"] <= row["missed"] for row in rows.values())
