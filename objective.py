@@ -32,7 +32,7 @@ from seeds import stream
 LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where the discriminator trains
 GROUP = 4  # clips that share a noise level: each is told from the three others
 FINEST = {"video": 0.3, "audio": 0.04}  # sigma: of weaker noise next to nothing depends, and its gradients are largest
-FINEST_PAIR = 0.3  # sigma / alpha: at weaker noise a gradient moves a hit by less than either detector sees
+FINEST_PAIR = 0.3  # sigma / alpha: at weaker noise a clip itself tells the instants of its hits to less than a ms
 LOW = 2.5  # sigma / alpha (t = 0.44): below it what there is is settled, and where exactly is refined
 FAKES = 1024  # pairs drawn from the base models for --fakes generated
 

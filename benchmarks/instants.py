@@ -1,6 +1,6 @@
 """How well each network knows when a hit is, by noise level: the base models by a bound, the discriminator by its pull.
 
-    python benchmarks/instants.py                           the shipped weights, 3 minutes on one core
+    python benchmarks/instants.py                           the shipped weights, 2 minutes on one core
     python benchmarks/instants.py --n 1000 --run runs/mine  more clips, other weights
 
 Let D be what a clip changes by per ms that everything in it happens later, taken around one hit. Of a clip x_0 at noise

@@ -214,10 +214,12 @@ def test_instants_gives_a_pull_the_weight_that_explains_most(generator):
     assert faint["missed"] == pytest.approx(1, abs=1e-4)  # a hit that nobody can time decides nothing
 
 
-def test_instants_reports_each_modality_at_each_noise_level(bases, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(instants, "LEVELS", (0.2,))
-    instants.main(["--n", "8", "--run", str(bases), "--out", str(tmp_path), "--device", "cpu"])
+def test_instants_reports_each_modality_and_the_shipped_pull_points_at_the_truth(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(instants, "LEVELS", (0.3,))
+    instants.main(["--n", "32", "--out", str(tmp_path), "--device", "cpu"])
     rows = json.loads((tmp_path / "report.json").read_text())["systems"]
-    assert set(rows) == {f"{kind}, {mode}, 0.2" for kind in ("video", "audio") for mode in ("both", "given")}
-    assert all(0 <= row["explained"] <= 1 and row["left"] <= row["missed"] for row in rows.values())
+    assert set(rows) == {f"{kind}, {mode}, 0.3" for kind in ("video", "audio") for mode in ("both", "given")}
+    assert all(0.7 < row["missed"] / row["bound"] < 1.3 for row in rows.values())
+    for kind in ("video", "audio"):
+        assert rows[f"{kind}, given, 0.3"]["best weight"] > 1 and rows[f"{kind}, given, 0.3"]["explained"] > 0.15
     assert "best weight" in capsys.readouterr().out
