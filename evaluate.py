@@ -34,7 +34,7 @@ import sync
 from clips import open_world
 from data import Xylophone
 from fidelity import RandomFeatures, frechet, seam, statistics
-from guidance import SOLVERS, by_noise_level, draw, sample, unguided_eps
+from guidance import CLIMB, SOLVERS, by_noise_level, draw, sample, unguided_eps
 from information import MODALITIES, by_level, mutual_information
 from manifest import save_report
 from many import generate
@@ -105,6 +105,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-churn", help="default %(default)s")
     parser.add_argument(
+        "--climb", type=float, default=CLIMB, metavar="T", help="steps below it are climb.py's (default %(default)s)"
+    )
+    parser.add_argument(
         "--weight",
         type=float,
         nargs="+",
@@ -128,6 +131,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = script.parse_options(parser, argv)
     if args.n < 2 or args.steps < 1 or len(args.weight) > 3:
         parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
+    if not 0 <= args.climb <= 1:
+        parser.error("--climb is a noise level, from 0 (no step climbs) to 1")
     if args.score and (args.joint or args.hold_out or args.data != "xylophone"):
         parser.error("--score judges the files it is given: leave out --joint, --data and --hold-out")
     if not 0 <= args.hold_out < 1 or (args.hold_out and args.data == "xylophone"):
@@ -144,7 +149,7 @@ def evaluate(args: argparse.Namespace) -> None:
     with distributed.rank_0_first():
         world = open_world(args.data, named["discriminator"].video_shape[-1], args.hold_out, part)
     real, reference = held_out(world, args.n, args.seed)
-    solver = {"steps": args.steps, "solver": args.solver, "device": args.device}
+    solver = {"steps": args.steps, "solver": args.solver, "climb_below": args.climb, "device": args.device}
     guided = partial(sample, *models, weight=by_noise_level(*args.weight), **solver)
     draws = {"independent": partial(sample, *models, weight=0.0, **solver), "guided": guided}
     draws |= {"audio_given_video": guided, "video_given_audio": guided}
@@ -167,7 +172,7 @@ def evaluate(args: argparse.Namespace) -> None:
     systems, found = compare(clips, reference, world if args.data == "xylophone" else None)
     information = mutual_information(models, real, INFORMATION_LEVELS, args.seed, args.device)
     report = {
-        **{key: getattr(args, key) for key in ("n", "steps", "solver", "weight", "seed")},
+        **{key: getattr(args, key) for key in ("n", "steps", "solver", "climb", "weight", "seed")},
         "systems": systems,
         "statistics": physics(found, reference, world) if found else {},
         "continuation": continued,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from climb import climb, levels
 from discriminator import residual_noise
 from pairs import Levels, both
 from score import VPSDE, FrozenModel
@@ -22,6 +23,7 @@ from score import VPSDE, FrozenModel
 SETTLED = 0.6  # down to this t it is decided how many hits a clip has and when
 SHARP = 0.15  # below this t fresh noise leaves more than it mends
 FINE = 0.1  # below this t nearly all is decided
+CLIMB = 0.3  # below this t a clip of the Xylophone has one right detail (climb.py)
 SOLVERS = {  # order; tau, the amount of fresh noise, for t > SETTLED, for t > SHARP and for the rest
     "ddim": (1, 0, 0, 0),
     "dpm++2m": (2, 0, 0, 0),
@@ -119,6 +121,12 @@ def time_grid(steps: int, sde: VPSDE) -> Tensor:
     return torch.linspace(1, sde.t_min**0.5, steps + 1, dtype=torch.float64) ** 2
 
 
+def noise_levels(grid: Tensor, climb_below: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Where the steps of a time grid (steps + 1,) ask for eps: those of a solver, and those below that climb."""
+    solved = int((grid[:-1] >= climb_below).sum())
+    return grid[:solved], levels(grid[solved].item(), len(grid) - 1 - solved)
+
+
 def denoise(
     eps_model: Callable[[States, Levels], States],
     states: States,
@@ -127,6 +135,7 @@ def denoise(
     solver: str = "dpm++2m-churn",
     generator: torch.Generator | None = None,
     grid: Tensor | tuple[Tensor, Tensor] | None = None,
+    climb_below: float = 0.0,
 ) -> Iterator[States]:
     """Carry states from t = 1 to t_min, one call of eps_model a step; yields the states after each step.
 
@@ -145,13 +154,16 @@ def denoise(
 
     `grid` (steps + 1,) replaces `time_grid`; two of them give each of two states its own noise levels. A grid may end
     at t = 0, where h is infinite and the step returns x0.
+
+    Steps that start below t = climb_below are those of climb.py instead, as many; not with two grids.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
     order, *taus = SOLVERS[solver]
     grids = grid if isinstance(grid, tuple) else (time_grid(steps, sde) if grid is None else grid,) * len(states)
+    climbing = noise_levels(grids[0], climb_below)[1]
     last = [None] * len(states)  # x0 and h of the step before
-    for i in range(steps):
+    for i in range(steps - len(climbing)):
         t = tuple(times[i].to(x).expand(len(x)) for x, times in zip(states, grids, strict=True))
         eps, moved = eps_model(states, t if isinstance(grid, tuple) else t[0]), []
         for k, (x, e, times) in enumerate(zip(states, eps, grids, strict=True)):
@@ -170,6 +182,7 @@ def denoise(
             moved.append(x)
         states = tuple(moved)
         yield states
+    yield from climb(eps_model, states, sde, climbing, generator)
 
 
 def draw(
@@ -181,10 +194,11 @@ def draw(
     generator: torch.Generator | None = None,
     device: str = "cpu",
     grid: Tensor | tuple[Tensor, Tensor] | None = None,
+    climb_below: float = 0.0,
 ) -> States:
     """One state of each shape (B, ...), carried from noise to t_min."""
     states = tuple(sde.prior(shape, generator, device) for shape in shapes)
-    *_, states = denoise(eps_model, states, sde, steps, solver, generator, grid)
+    *_, states = denoise(eps_model, states, sde, steps, solver, generator, grid, climb_below)
     return states
 
 
@@ -214,6 +228,7 @@ def sample(
     given_at: str = "clean",
     device: str = "cpu",
     grid: Tensor | tuple[Tensor, Tensor] | None = None,
+    climb_below: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Draw (video, audio) of the given shapes (B, ...); what is given, as far as `keep` goes, is returned as it came.
 
@@ -224,7 +239,7 @@ def sample(
     sde = video_model.sde
     given = (given_video, given_audio)
     eps_model = JointEps(video_model, audio_model, discriminator, weight, given, keep, given_at, generator)
-    states = draw(eps_model, (video_shape, audio_shape), sde, steps, solver, generator, device, grid)
+    states = draw(eps_model, (video_shape, audio_shape), sde, steps, solver, generator, device, grid, climb_below)
     return tuple(
         x if known is None else known if mask is None else torch.where(mask, known, x)
         for x, known, mask in zip(states, given, keep, strict=True)

@@ -1,6 +1,7 @@
 """What one training step minimises, in two halves: a batch drawn and perturbed, and its loss.
 
-    base, joint     E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, FINEST)^2, of one modality or of both
+    base, joint     E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, FINEST)^2, of one modality or of both; in a picture, that
+                    part of the error which puts things in another place may weigh more (displacement)
     discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first steps of a run: it is cheap
                     and finds the pairing; then with the noise loss, which makes the gradient right. Half the pairs have
                     equal noise levels, for the joint score; half have one side clean, for the conditional ones
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -34,6 +36,7 @@ GROUP = 4  # clips that share a noise level: each is told from the three others
 FINEST = {"video": 0.3, "audio": 0.04}  # sigma: of weaker noise next to nothing depends, and its gradients are largest
 FINEST_PAIR = 0.3  # sigma / alpha: at weaker noise a clip itself tells the instants of its hits to less than a ms
 LOW = 2.5  # sigma / alpha (t = 0.44): below it what there is is settled, and where exactly is refined
+WINDOW = 8  # pixels a side in which a displacement is one
 FAKES = 1024  # pairs drawn from the base models for --fakes generated
 
 
@@ -75,8 +78,30 @@ def of_states(network: nn.Module, kind: str) -> Callable[[tuple, Tensor], tuple]
     return network if kind == "joint" else lambda states, t: (network(*states, t),)
 
 
+def displacement(error: Tensor, x0: Tensor) -> Tensor:
+    """Per clip (B,), that part of mean(error^2) which shows things in another place, of either axis: x0 (B, C, T, H, W).
+
+    To first order what is drawn dy too low is off by dy d x0 / d y. So the error is projected on the slopes of x0, in
+    windows of WINDOW x WINDOW pixels of a frame (as Lucas & Kanade 1981 find a motion). A quadratic form: added to
+    |error|^2 it leaves the best x0_hat E[x_0 | x_t], where its slopes are known; but a ball a tenth of a pixel off its
+    path, which is little of |error|^2, weighs more.
+    """
+    total = 0.0
+    for axis in (3, 4):
+        slope = (x0.roll(-1, axis) - x0.roll(1, axis)) / 2
+        along, energy = (WINDOW**2 * F.avg_pool2d((x * slope).sum(1), WINDOW).flatten(1) for x in (error, slope))
+        total = total + (along.square() / (energy + 1e-2)).sum(1)  # (B, windows) -> (B,)
+    return total / x0[0].numel()
+
+
 def denoising_loss(
-    network: Callable[[tuple, Tensor], tuple], sde: VPSDE, x0: tuple, t: Tensor, eps: tuple, finest: tuple
+    network: Callable[[tuple, Tensor], tuple],
+    sde: VPSDE,
+    x0: tuple,
+    t: Tensor,
+    eps: tuple,
+    finest: tuple,
+    motion: float = 0.0,
 ) -> tuple[Tensor, dict, Tensor]:
     """E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, finest)^2, a mean over the elements of each state (B, ...), summed over
     states, each with its own `finest`.
@@ -84,14 +109,19 @@ def denoising_loss(
     The weight 1 / sigma_t^2 makes it the error of v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, 2202.00512):
     neither fine detail at small t nor the layout at large t, where it is decided when hits happen, is drowned by the
     other. Below `finest` detail would drown all else: at t = 0.005 gradients were 20 to 40 times those of t = 0.2. So
-    the weight stops growing (as min-SNR does, Hang et al. 2023, 2303.09556). Returns loss, parts per sample and t (B,).
+    the weight stops growing (as min-SNR does, Hang et al. 2023, 2303.09556). `motion` times the displacement is added
+    for a video model. Returns loss, parts per sample and t (B,).
     """
     with mixed_precision(t.device):
         x0_hat = network(tuple(sde.perturb(x, t, e) for x, e in zip(x0, eps, strict=True)), t)
     errors = [(x - y).square().flatten(1).mean(1) for x, y in zip(x0_hat, x0, strict=True)]
-    sigma = sde.marginal(t)[1]
+    sigma, parts = sde.marginal(t)[1], {}
     loss = sum((e / sigma.clamp(min=f) ** 2).mean() for e, f in zip(errors, finest, strict=True))
-    return loss, {"v_error": sum(errors).detach() / sigma**2}, t
+    if motion:
+        moved = displacement(x0_hat[0] - x0[0], x0[0])
+        loss = loss + motion * (moved / sigma.clamp(min=finest[0]) ** 2).mean()
+        parts = {"displacement": moved.detach() / sigma**2}
+    return loss, {"v_error": sum(errors).detach() / sigma**2} | parts, t
 
 
 def mixed_precision(device: torch.device, inference: bool = False) -> torch.autocast:
@@ -149,7 +179,7 @@ def make_objective(
 
     if args.model != "discriminator":
         predict = of_states(network, args.model)
-        return denoising_batch, lambda batch: denoising_loss(predict, sde, *batch, finest)
+        return denoising_batch, lambda batch: denoising_loss(predict, sde, *batch, finest, args.motion)
     fake_pool = None if args.fakes == "shuffled" else generated_fakes(args, world, bases)
     return discriminator_batch, discriminator_step
 

@@ -28,7 +28,7 @@ import figures
 import hits
 import media
 from data import Xylophone
-from guidance import SOLVERS, by_noise_level, sample, time_grid
+from guidance import CLIMB, SOLVERS, by_noise_level, noise_levels, sample, time_grid
 from manifest import save_report
 from many import generate
 from page import save_page, write_clips
@@ -67,6 +67,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-churn", help="default %(default)s")
     parser.add_argument(
+        "--climb", type=float, metavar="T", help=f"steps below it are climb.py's (default {CLIMB}; with --prompt none)"
+    )
+    parser.add_argument(
         "--weight", type=float, nargs="+", default=[1.0], help="one, or for t > 0.6, t > 0.1 and the rest (default 1)"
     )
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, part of which is kept")
@@ -91,6 +94,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--given CLIP and --keep audio|video|start go together")
     if args.prompt is None and args.prompt_scale:
         parser.error("--prompt-scale is of --prompt, which is not given")
+    if args.prompt is not None and args.climb:
+        parser.error("--climb is for this project's own base models, not for --prompt")
+    args.climb = CLIMB if args.climb is None else args.climb
+    if not 0 <= args.climb <= 1:
+        parser.error("--climb is a noise level, from 0 (no step climbs) to 1")
     args.prompt_scale = args.prompt_scale or [7.5, 2.5]
     if args.prompt is not None and args.keep == "start":
         parser.error("--keep start is for this project's own base models, not for --prompt")
@@ -112,7 +120,8 @@ def make_pairs(args: argparse.Namespace) -> None:
             given = {f"given_{args.keep}": given[f"given_{args.keep}"]}
     guided, clips, agreements, sheet = by_noise_level(*args.weight), {}, {}, []
     for system, weight in (("guided", guided), ("independent", 0.0)):
-        draw = partial(sample, *models, steps=args.steps, weight=weight, solver=args.solver, device=args.device, **keep)
+        how = {"steps": args.steps, "solver": args.solver, "climb_below": args.climb, "device": args.device}
+        draw = partial(sample, *models, weight=weight, **how, **keep)
         video, audio, _ = generate(draw, world.shapes, args.seed, args.n, system, given)
         if distributed.rank() > 0:
             continue
@@ -137,7 +146,8 @@ def make_pairs(args: argparse.Namespace) -> None:
         f"{found['independent']:.0%} independent."
     )
     save_page(args.out / "index.html", "Sound that belongs to the picture", summary, world.seconds, rows)
-    asked = sum(guided(t) != 0 for t in time_grid(args.steps, models[0].sde)[:-1].tolist())
+    grid = time_grid(args.steps, models[0].sde)
+    asked = sum(guided(t) != 0 for t in torch.cat(noise_levels(grid, args.climb)).tolist())
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
         "seconds": time.time() - start,

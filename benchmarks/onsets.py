@@ -37,7 +37,7 @@ import data
 import hits
 import media
 from evaluate import held_out, print_table
-from guidance import JointEps, by_noise_level, denoise, sample, time_grid
+from guidance import CLIMB, JointEps, by_noise_level, denoise, sample, time_grid
 from manifest import save_report
 from many import generate
 from score import VPSDE, FrozenModel
@@ -64,7 +64,13 @@ class Told(nn.Module):
 
 
 def draw_from(
-    start: float, eps_model: JointEps, video: Tensor, audio: Tensor, generator: torch.Generator, steps: int = 25
+    start: float,
+    eps_model: JointEps,
+    video: Tensor,
+    audio: Tensor,
+    generator: torch.Generator,
+    climb_below: float,
+    steps: int = 25,
 ) -> tuple[Tensor, Tensor]:
     """Clips drawn by those of `steps` steps that lie below t = start, from real clips noised to it."""
     sde = eps_model.sde
@@ -72,7 +78,7 @@ def draw_from(
     grid = torch.cat([torch.full((1,), start, dtype=grid.dtype), grid[grid < start]])
     t = torch.full((len(video),), start, device=video.device)
     states = tuple(sde.perturb(x, t, sde.prior(x.shape, generator, x.device)) for x in (video, audio))
-    *_, states = denoise(eps_model, states, sde, len(grid) - 1, generator=generator, grid=grid)
+    *_, states = denoise(eps_model, states, sde, len(grid) - 1, generator=generator, grid=grid, climb_below=climb_below)
     return tuple(x if known is None else known for x, known in zip(states, eps_model.given, strict=True))
 
 
@@ -115,6 +121,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--told", type=float, nargs=2, default=[1.0, 1.0], metavar=("VIDEO", "AUDIO"), help="f of each")
     parser.add_argument("--from", type=float, dest="start", metavar="T", help="noise level at which to start")
+    parser.add_argument(
+        "--climb", type=float, default=CLIMB, metavar="T", help="steps below it are climb.py's (default %(default)s)"
+    )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -122,6 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     args = script.parse_options(parser, argv)
     if args.n < 2 or len(args.weight) > 3:
         parser.error("--n must be at least 2, and --weight one to three numbers")
+    if not 0 <= args.climb <= 1:
+        parser.error("--climb is a noise level, from 0 (no step climbs) to 1")
     if not min(args.told) > 0:
         parser.error("--told must be above 0")
     if args.start is not None and not VPSDE().t_min < args.start <= 1:
@@ -138,9 +149,10 @@ def main(argv: list[str] | None = None) -> None:
         given = tuple(x if k else None for x, k in zip((video, audio), known, strict=True))
         if args.start is not None:
             eps_model = JointEps(*told, guide, weight, given, generator=generator)
-            return draw_from(args.start, eps_model, video, audio, generator)
+            return draw_from(args.start, eps_model, video, audio, generator, args.climb)
         given = dict(zip(("given_video", "given_audio"), given, strict=True))
-        return sample(*told, guide, *shapes, weight=weight, generator=generator, device=args.device, **given)
+        how = {"climb_below": args.climb, "generator": generator, "device": args.device}
+        return sample(*told, guide, *shapes, weight=weight, **how, **given)
 
     systems = {
         "guided": (discriminator, (False, False)),
@@ -152,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, system in systems.items():
         drawn = generate(partial(draw, *system), [x.shape[1:] for x in real], args.seed, args.n, name, clips)[:2]
         rows[name] = breakdown(*drawn, world.fps)
-    asked = {"n": args.n, "seed": args.seed, "weight": args.weight, "told": args.told, "from": args.start}
+    asked = {key: getattr(args, key) for key in ("n", "seed", "weight", "told", "climb")} | {"from": args.start}
     save_report(args, asked | {"systems": rows})
     print_table(rows, list(rows["real"]))
     print(f"report.json is in {args.out}")

@@ -25,7 +25,7 @@ import checkpoint
 import figures
 from data import Xylophone
 from evaluate import compare, held_out, print_table
-from guidance import SOLVERS, by_noise_level, sample, time_grid
+from guidance import CLIMB, SOLVERS, by_noise_level, sample, time_grid
 from manifest import save_report
 from many import generate
 from score import VPSDE
@@ -52,6 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--fine", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"noise levels with steps as short as of {FINE}"
     )
+    parser.add_argument(
+        "--climb", type=float, default=CLIMB, metavar="T", help="steps below it are climb.py's (default %(default)s)"
+    )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -60,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     guidance = [args.weight, args.audio_weight or args.weight]
     if args.n < 2 or min(args.steps) < 1 or max(map(len, guidance)) > 3:
         parser.error("--n must be at least 2, --steps at least 1, and weights one to three numbers")
+    if not 0 <= args.climb <= 1:
+        parser.error("--climb is a noise level, from 0 (no step climbs) to 1")
     if args.fine and not 0 <= args.fine[0] < args.fine[1]:
         parser.error("--fine needs two noise levels, the lower one first")
     about, systems, path = {"n": args.n, "seed": args.seed, "run": str(args.run)}, {}, args.out / "report.json"
@@ -75,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     known = {"real": (*real, None), "shuffled": (real[0], real[1].roll(1, 0), None)}
     weights = [by_noise_level(*w) for w in guidance]
     said = " / ".join(" ".join(f"{w:g}" for w in weight) for weight in guidance[: 2 if args.audio_weight else 1])
+    if args.climb:
+        said += f", climb {args.climb:g}"
     if args.fine:
         said += f", {FINE} for t in ({args.fine[0]:g}, {args.fine[1]:g}]"
     for solver in args.solvers:
@@ -84,8 +91,9 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{name}: the row that {path} holds")
                 continue
             grid = refined(steps, *args.fine, models[0].sde) if args.fine else time_grid(steps, models[0].sde)
-            options = {"solver": solver, "steps": len(grid) - 1, "grid": grid, "device": args.device}
-            draw = partial(sample, *models, weight=lambda t: tuple(w(t) for w in weights), **options)
+            options = {"solver": solver, "steps": len(grid) - 1, "grid": grid, "climb_below": args.climb}
+            options |= {"weight": lambda t: tuple(w(t) for w in weights), "device": args.device}
+            draw = partial(sample, *models, **options)
             clips = {name: generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name)}
             systems |= compare(known | clips, reference, world)[0]
             systems[name] |= {"line": f"{solver}, {said}", "calls": 3 * (len(grid) - 1)}

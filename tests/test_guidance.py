@@ -155,12 +155,14 @@ def test_the_last_ancestral_step_has_the_variance_of_the_posterior():
         assert_close(x.var().double(), SDE.marginal(s)[1] ** 2, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("climb_below", [0.0, 0.3])
 @pytest.mark.parametrize("solver", guidance.SOLVERS)
-def test_weight_zero_equals_the_base_models_bit_for_bit(solver):
+def test_weight_zero_equals_the_base_models_bit_for_bit(solver, climb_below):
     runs = []
     for discriminator, weight in ((ExactRatio(), 0.0), (None, 1.0)):
         generator = torch.Generator().manual_seed(3)
-        runs.append(sample(*BASES, discriminator, (64, 1), (64, 1), 10, weight, solver, generator))
+        how = {"generator": generator, "climb_below": climb_below}
+        runs.append(sample(*BASES, discriminator, (64, 1), (64, 1), 10, weight, solver, **how))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
@@ -223,8 +225,8 @@ def test_a_modality_given_clean_yields_the_exact_conditional(keep):
     assert clips[1 - keep].var().item() == pytest.approx(1 - RHO**2, rel=0.05)
 
 
-@pytest.mark.parametrize("solver", guidance.SOLVERS)
-def test_a_kept_part_is_noised_to_each_level_and_pulls_the_rest_towards_it(solver):
+@pytest.mark.parametrize(("solver", "climb_below"), [*((name, 0.0) for name in guidance.SOLVERS), ("dpm++2m", 0.3)])
+def test_a_kept_part_is_noised_to_each_level_and_pulls_the_rest_towards_it(solver, climb_below):
     """The video is the correlated pair itself, of which x1 = 1.5 is kept: x2 | x1 ~ N(1.2, 0.36), approached."""
     seen = []
 
@@ -237,7 +239,7 @@ def test_a_kept_part_is_noised_to_each_level_and_pulls_the_rest_towards_it(solve
     keep = {"given_video": given, "keep": (torch.tensor([True, False]), None)}
     models = FrozenModel(PairEps(), SDE), BASES[1]
     shapes, generator = ((20_000, 2), (20_000, 1)), torch.Generator().manual_seed(0)
-    x, _ = sample(*models, None, *shapes, 50, 1.0, solver, generator, **keep)
+    x, _ = sample(*models, None, *shapes, 50, 1.0, solver, generator, climb_below=climb_below, **keep)
     assert torch.equal(x[:, 0], given[:, 0])
     for t, mean, spread in seen:
         alpha, sigma = SDE.marginal(t)

@@ -246,6 +246,33 @@ def test_denoising_loss_of_the_exact_clips_is_zero_and_of_silence_is_known(gener
     assert_close(parts["v_error"], (0.25 + 0.0625) / sigma**2)
 
 
+def test_displacement_is_most_of_the_error_of_a_ball_out_of_place_and_next_to_nothing_of_grain(generator, monkeypatch):
+    def clips(dx: float = 0.0, dy: float = 0.0) -> torch.Tensor:
+        """The same four clips, the ball moved by so many pixels."""
+        with monkeypatch.context() as patched:
+            hypot = torch.hypot
+            patched.setattr(torch, "hypot", lambda x, y: hypot(x - dx / 32, y - dy / 32))
+            return Xylophone().batch(4, torch.Generator().manual_seed(0), "video")[0]
+
+    x0 = clips()
+    for moved in (clips(dx=0.3), clips(dy=0.3), clips(dy=-0.3)):
+        share = objective.displacement(moved - x0, x0) / (moved - x0).square().flatten(1).mean(1)
+        assert (share > 0.55).all()
+    grain = torch.randn(x0.shape, generator=generator)
+    assert (objective.displacement(grain, x0) < 0.01).all()
+    assert_close(objective.displacement(3 * grain, x0), 9 * objective.displacement(grain, x0))
+
+
+def test_motion_adds_the_displacement_to_the_loss_under_the_same_weight(generator):
+    sde, x0 = VPSDE(), Xylophone().batch(4, generator, "video")[:1]
+    t, eps = torch.tensor([0.05, 0.2, 0.5, 0.9]), (torch.randn(x0[0].shape, generator=generator),)
+    dark = lambda xt, t: [torch.zeros_like(x) for x in xt]  # noqa: E731
+    plain, with_motion = (objective.denoising_loss(dark, sde, x0, t, eps, (0.3,), motion=w) for w in (0.0, 5.0))
+    weight = 1 / sde.marginal(t)[1].clamp(min=0.3) ** 2
+    assert_close(with_motion[0] - plain[0], 5 * (weight * objective.displacement(-x0[0], x0[0])).mean())
+    assert "displacement" not in plain[1] and "displacement" in with_motion[1]
+
+
 @pytest.mark.parametrize("kind", ["video", "audio", "joint"])
 def test_each_modality_has_a_finest_noise_of_its_own(kind, generator):
     """Of silence, x0_hat = 0, at a noise weaker than either: E|x0|^2 / FINEST^2."""

@@ -1,0 +1,117 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import guidance
+from climb import LAST, climb, levels
+from score import VPSDE
+
+SDE = VPSDE()
+
+
+def mixture_log_q(x, t, modes, spread):
+    """log q_t(x) of sum_i weight_i N(place_i, spread^2), for x (B, 1): `modes` is ((weight, place), ...)."""
+    alpha, sigma = (value[:, None] for value in SDE.marginal(t))
+    variance = (alpha * spread) ** 2 + sigma**2
+    parts = [math.log(w) - (x - alpha * m) ** 2 / (2 * variance) - variance.log() / 2 for w, m in modes]
+    return torch.logsumexp(torch.stack(parts), 0)[:, 0]
+
+
+def exact_eps(modes, spread):
+    def eps(states, t):
+        with torch.enable_grad():
+            x = states[0].detach().requires_grad_()
+            (score,) = torch.autograd.grad(mixture_log_q(x, t, modes, spread).sum(), x)
+        return (SDE.score_to_eps(score, t),)
+
+    return eps
+
+
+def climbed(modes, spread, n=20_000, steps=13, first=0.287):
+    """Clips of the mixture noised to t = first, and where they climb to: (n,) each."""
+    generator = torch.Generator().manual_seed(0)
+    weights, places = torch.tensor(modes, dtype=torch.float64).T
+    start = places[torch.multinomial(weights, n, True, generator=generator)][:, None]
+    start = start + spread * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    t = torch.full((n,), first, dtype=torch.float64)
+    xt = SDE.perturb(start, t, torch.randn(n, 1, generator=generator, dtype=torch.float64))
+    *_, (end,) = climb(exact_eps(modes, spread), (xt,), SDE, levels(first, steps), generator)
+    return start[:, 0], end[:, 0]
+
+
+def test_levels_fall_by_equal_factors_to_the_last():
+    times = levels(0.3, 13)
+    assert len(times) == 13 and times[0] == 0.3 and times[-1].item() == pytest.approx(LAST)
+    assert_close(times[1:] / times[:-1], torch.full((12,), (LAST / 0.3) ** (1 / 12), dtype=torch.float64))
+    assert levels(0.3, 1).tolist() == [0.3] and len(levels(0.3, 0)) == 0
+    assert levels(0.05, 3).tolist() == [0.05] * 3
+
+
+def test_a_step_is_the_gradient_of_the_log_density_seen_through_noise():
+    """E x0_hat(alpha m + sigma z) - m = r^2 grad_m E log q_t(alpha m + sigma z), over z and -z: exactly."""
+    modes, spread = ((0.3, -1.0), (0.7, 1.2)), 0.1
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(500, 1, generator=generator, dtype=torch.float64)
+    z = torch.cat([z, -z])
+    for level in (0.1, 0.3, 0.6):
+        t = torch.full((len(z),), level, dtype=torch.float64)
+        alpha, sigma = SDE.marginal(t)
+        m = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+        xt = SDE.perturb(m.expand(len(z), 1), t, z)
+        (slope,) = torch.autograd.grad(mixture_log_q(xt, t, modes, spread).mean(), m)
+        x0_hat = SDE.eps_to_x0(xt.detach(), exact_eps(modes, spread)((xt,), t)[0], t)
+        assert_close((x0_hat - m).mean().detach(), (sigma / alpha)[0] ** 2 * slope)
+
+
+def test_within_one_mode_the_spread_shrinks_as_its_closed_form():
+    """x0_hat of N(0, spread^2) is linear: c x_t with c = alpha spread^2 / (alpha^2 spread^2 + sigma^2)."""
+    spread, first, steps = 0.5, 0.287, 13
+    variance = 0.0
+    for k, t in enumerate(levels(first, steps), start=1):
+        alpha, sigma = SDE.marginal(t)
+        c, share = alpha * spread**2 / (alpha**2 * spread**2 + sigma**2), 2 / (k + 1)
+        before = variance if k > 1 else spread**2
+        kept = 1 - share + share * c * alpha if k > 1 else c * alpha
+        variance = kept**2 * before + (share * c * sigma) ** 2
+    _, end = climbed(((1.0, 0.0),), spread, n=100_000)
+    assert end.var().item() == pytest.approx(variance.item(), rel=0.02)
+    assert end.std().item() < 0.5 * spread
+
+
+def test_modes_far_apart_keep_their_share_and_near_ones_do_not():
+    """Climbing is for what is left once a clip is settled: of modes that noise still hides the larger takes all."""
+    start, end = climbed(((0.3, -7.0), (0.7, 7.0)), 0.1)
+    assert ((start < 0) == (end < 0)).all() and (end.abs() - 7).abs().max() < 0.1
+    start, end = climbed(((0.3, -0.2), (0.7, 0.2)), 0.05)
+    assert (end < 0).double().mean() < 0.1
+
+
+def test_the_last_steps_climb_and_as_many_calls_are_made():
+    seen = []
+
+    def eps(states, t):
+        seen.append(t[0].item())
+        return tuple(torch.zeros_like(x) for x in states)
+
+    states = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    grid = guidance.time_grid(25, SDE)
+    for below in (0.0, 0.3):
+        seen.clear()
+        yielded = list(guidance.denoise(eps, states, SDE, 25, "dpm++2m-churn", climb_below=below))
+        assert len(seen) == len(yielded) == 25
+        solved, climbing = guidance.noise_levels(grid, below)
+        assert seen == pytest.approx([*solved.tolist(), *climbing.tolist()])
+        assert len(climbing) == (13 if below else 0)
+    assert solved.min() >= 0.3 > climbing.max() and climbing.min().item() == pytest.approx(LAST)
+
+
+def test_the_state_that_a_solver_has_reached_starts_the_climb(generator):
+    """Its first estimate is that of the very state, noise and all: with one step left the clip is its x0_hat."""
+    modes, spread = ((1.0, 0.3),), 0.5
+    start = (torch.randn(4, 1, generator=generator, dtype=torch.float64),)
+    below = guidance.time_grid(10, SDE)[-2].item() + 1e-9
+    *_, solved, climbed = guidance.denoise(exact_eps(modes, spread), start, SDE, 10, "ddim", climb_below=below)
+    t = torch.full((4,), guidance.time_grid(10, SDE)[-2].item(), dtype=torch.float64)
+    assert_close(climbed[0], SDE.eps_to_x0(solved[0], exact_eps(modes, spread)(solved, t)[0], t))
