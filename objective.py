@@ -79,7 +79,7 @@ def of_states(network: nn.Module, kind: str) -> Callable[[tuple, Tensor], tuple]
 
 
 def displacement(error: Tensor, x0: Tensor) -> Tensor:
-    """Per clip (B,), that part of mean(error^2) which shows things in another place, of either axis: x0 (B, C, T, H, W).
+    """Per clip (B,), that part of mean(error^2) which shows things in another place: error, x0 (B, C, T, H, W).
 
     To first order what is drawn dy too low is off by dy d x0 / d y. So the error is projected on the slopes of x0, in
     windows of WINDOW x WINDOW pixels of a frame (as Lucas & Kanade 1981 find a motion). A quadratic form: added to
@@ -88,7 +88,7 @@ def displacement(error: Tensor, x0: Tensor) -> Tensor:
     """
     total = 0.0
     for axis in (3, 4):
-        slope = (x0.roll(-1, axis) - x0.roll(1, axis)) / 2
+        (slope,) = torch.gradient(x0, dim=axis)
         along, energy = (WINDOW**2 * F.avg_pool2d((x * slope).sum(1), WINDOW).flatten(1) for x in (error, slope))
         total = total + (along.square() / (energy + 1e-2)).sum(1)  # (B, windows) -> (B,)
     return total / x0[0].numel()
