@@ -105,7 +105,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-churn", help="default %(default)s")
     parser.add_argument(
-        "--climb", type=float, default=CLIMB, metavar="T", help="steps below it are climb.py's (default %(default)s)"
+        "--climb",
+        type=script.noise_level,
+        default=CLIMB,
+        metavar="T",
+        help="steps below it are climb.py's (default %(default)s)",
     )
     parser.add_argument(
         "--weight",
@@ -131,8 +135,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = script.parse_options(parser, argv)
     if args.n < 2 or args.steps < 1 or len(args.weight) > 3:
         parser.error("--n must be at least 2, --steps at least 1, and --weight one to three numbers")
-    if not 0 <= args.climb <= 1:
-        parser.error("--climb is a noise level, from 0 (no step climbs) to 1")
     if args.score and (args.joint or args.hold_out or args.data != "xylophone"):
         parser.error("--score judges the files it is given: leave out --joint, --data and --hold-out")
     if not 0 <= args.hold_out < 1 or (args.hold_out and args.data == "xylophone"):

@@ -67,7 +67,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-churn", help="default %(default)s")
     parser.add_argument(
-        "--climb", type=float, metavar="T", help=f"steps below it are climb.py's (default {CLIMB}; with --prompt none)"
+        "--climb",
+        type=script.noise_level,
+        metavar="T",
+        help=f"steps below it are climb.py's (default {CLIMB}; with --prompt none)",
     )
     parser.add_argument(
         "--weight", type=float, nargs="+", default=[1.0], help="one, or for t > 0.6, t > 0.1 and the rest (default 1)"
@@ -96,9 +99,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--prompt-scale is of --prompt, which is not given")
     if args.prompt is not None and args.climb:
         parser.error("--climb is for this project's own base models, not for --prompt")
-    args.climb = CLIMB if args.climb is None else args.climb
-    if not 0 <= args.climb <= 1:
-        parser.error("--climb is a noise level, from 0 (no step climbs) to 1")
+    if args.climb is None:
+        args.climb = CLIMB if args.prompt is None else 0.0
     args.prompt_scale = args.prompt_scale or [7.5, 2.5]
     if args.prompt is not None and args.keep == "start":
         parser.error("--keep start is for this project's own base models, not for --prompt")

@@ -76,6 +76,17 @@ def parse_options(parser: argparse.ArgumentParser, argv: list[str] | None = None
     return parser.parse_args(argv)
 
 
+def noise_level(word: str) -> float:
+    """The type of an option that is a t in [0, 1]."""
+    try:
+        t = float(word)
+    except ValueError:
+        t = -1.0
+    if not 0 <= t <= 1:
+        raise argparse.ArgumentTypeError(f"{word} is no noise level: a number from 0 to 1")
+    return t
+
+
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
     """Ctrl-C (or SIGTERM) sets an event, so that a step is finished and saved; Ctrl-C once more stops at once."""

@@ -122,7 +122,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--told", type=float, nargs=2, default=[1.0, 1.0], metavar=("VIDEO", "AUDIO"), help="f of each")
     parser.add_argument("--from", type=float, dest="start", metavar="T", help="noise level at which to start")
     parser.add_argument(
-        "--climb", type=float, default=CLIMB, metavar="T", help="steps below it are climb.py's (default %(default)s)"
+        "--climb",
+        type=script.noise_level,
+        default=CLIMB,
+        metavar="T",
+        help="steps below it are climb.py's (default %(default)s)",
     )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
@@ -131,8 +135,6 @@ def main(argv: list[str] | None = None) -> None:
     args = script.parse_options(parser, argv)
     if args.n < 2 or len(args.weight) > 3:
         parser.error("--n must be at least 2, and --weight one to three numbers")
-    if not 0 <= args.climb <= 1:
-        parser.error("--climb is a noise level, from 0 (no step climbs) to 1")
     if not min(args.told) > 0:
         parser.error("--told must be above 0")
     if args.start is not None and not VPSDE().t_min < args.start <= 1:

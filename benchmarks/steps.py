@@ -53,7 +53,11 @@ def main(argv: list[str] | None = None) -> None:
         "--fine", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"noise levels with steps as short as of {FINE}"
     )
     parser.add_argument(
-        "--climb", type=float, default=CLIMB, metavar="T", help="steps below it are climb.py's (default %(default)s)"
+        "--climb",
+        type=script.noise_level,
+        default=CLIMB,
+        metavar="T",
+        help="steps below it are climb.py's (default %(default)s)",
     )
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
@@ -63,8 +67,6 @@ def main(argv: list[str] | None = None) -> None:
     guidance = [args.weight, args.audio_weight or args.weight]
     if args.n < 2 or min(args.steps) < 1 or max(map(len, guidance)) > 3:
         parser.error("--n must be at least 2, --steps at least 1, and weights one to three numbers")
-    if not 0 <= args.climb <= 1:
-        parser.error("--climb is a noise level, from 0 (no step climbs) to 1")
     if args.fine and not 0 <= args.fine[0] < args.fine[1]:
         parser.error("--fine needs two noise levels, the lower one first")
     about, systems, path = {"n": args.n, "seed": args.seed, "run": str(args.run)}, {}, args.out / "report.json"

@@ -3,6 +3,7 @@ import re
 import pytest
 
 import evaluate
+import guidance
 import sample
 import train
 from toy import run as toy
@@ -14,6 +15,8 @@ from toy import run as toy
         (["--steps", "9", "--minutes", "1"], "--steps and --minutes are two ways to say when to stop: give one"),
         (["audio", "--fakes", "generated", "--warmup", "9"], "--warmup, --fakes: for the discriminator, not for"),
         (["video", "--low", "1"], "--low is a share of the clips"),
+        (["audio", "--motion", "5"], "--motion is a weight of at least 0, for train.py video"),
+        (["video", "--motion", "-1"], "--motion is a weight of at least 0, for train.py video"),
         (["--pairing", "index"], "--pairing is of --video-model and --audio-model, which are not given"),
         (["--video-model", "a", "--audio-model", "b", "--data", "f", "--bases", "c"], "--bases are this project's own"),
         (["--video-model", "a", "--audio-model", "b", "--data", "f", "--low", "0.5"], "--low is in noise levels of"),
@@ -39,6 +42,8 @@ def test_options_of_training_that_do_not_go_together_are_named(argv, message, ca
         (["--hold-out", "0.1"], "--hold-out is a share, below 1, of the files of --data FOLDER"),
         (["--wieght", "1"], "there is no option --wieght, but --weight"),
         (["--weight", "1", "2", "3", "4"], "--weight one to three numbers"),
+        (["--climb", "1.5"], "1.5 is no noise level: a number from 0 to 1"),
+        (["--climb", "low"], "low is no noise level"),
     ],
 )
 def test_options_of_evaluation_that_do_not_go_together_are_named(argv, message, capsys):
@@ -52,6 +57,14 @@ def test_a_prompt_scale_without_a_prompt_is_an_error(capsys):
         sample.parse(["--prompt-scale", "1", "2"])
     assert "--prompt-scale is of --prompt, which is not given" in capsys.readouterr().err
     assert sample.parse(["--prompt", "a bell"]).prompt_scale == [7.5, 2.5]
+
+
+def test_steps_climb_where_a_clip_is_known_to_have_one_right_detail_and_not_for_a_prompt(capsys):
+    assert sample.parse([]).climb == evaluate.parse([]).climb == guidance.CLIMB
+    assert sample.parse(["--climb", "0"]).climb == sample.parse(["--prompt", "a bell"]).climb == 0
+    with pytest.raises(SystemExit, match="2"):
+        sample.parse(["--prompt", "a bell", "--climb", "0.2"])
+    assert "--climb is for this project's own base models" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("parse", [train.parse, sample.parse, evaluate.parse, toy.main])

@@ -34,6 +34,7 @@ def test_each_step_quotes_code():
         "discriminator.py discriminator_loss",
         "guidance.py JointEps.guided",
         "guidance.py denoise",
+        "climb.py climb",
     ]
 
 
