@@ -69,7 +69,7 @@ def draw_from(
     video: Tensor,
     audio: Tensor,
     generator: torch.Generator,
-    climb_below: float,
+    climb_below: float = 0.0,
     steps: int = 25,
 ) -> tuple[Tensor, Tensor]:
     """Clips drawn by those of `steps` steps that lie below t = start, from real clips noised to it."""

@@ -44,8 +44,8 @@ def test_steps_adds_a_row_for_each_solver_number_of_steps_and_weight_and_keeps_t
         steps.main(["--n", "2", "--run", str(bases), "--out", str(tmp_path), *options])
         return json.loads((tmp_path / "report.json").read_text())["systems"]
 
-    systems("--steps", "1", "2", "--solvers", "ddim", "ddpm", "--weight", "0")
-    both = ["--steps", "2", "--solvers", "ddim", "ddpm", "--weight", "0", "--audio-weight", "3"]
+    systems("--steps", "1", "2", "--solvers", "ddim", "ddpm", "--weight", "0", "--climb", "0")
+    both = ["--steps", "2", "--solvers", "ddim", "ddpm", "--weight", "0", "--audio-weight", "3", "--climb", "0"]
     rows = systems(*both)
     unguided = [f"{solver} {k}, 0" for solver in ("ddim", "ddpm") for k in (1, 2)]
     assert list(rows) == ["real", "shuffled", *unguided, "ddim 2, 0 / 3", "ddpm 2, 0 / 3"]
@@ -53,8 +53,12 @@ def test_steps_adds_a_row_for_each_solver_number_of_steps_and_weight_and_keeps_t
     assert rows["ddim 2, 0 / 3"]["audio_frechet"] != rows["ddim 2, 0"]["audio_frechet"]
     assert (tmp_path / "steps.png").stat().st_size > 1000
 
+    climbing = systems("--steps", "2", "--solvers", "ddim", "--weight", "0", "--climb", "0.9")
+    assert list(climbing)[-1] == "ddim 2, 0, climb 0.9" and climbing["ddim 2, 0, climb 0.9"]["calls"] == 6
+    assert climbing["ddim 2, 0, climb 0.9"]["video_frechet"] != rows["ddim 2, 0"]["video_frechet"]
+
     monkeypatch.setattr(steps, "generate", None)
-    assert systems(*both) == rows
+    assert systems(*both) == climbing
     assert f"ddpm 2, 0 / 3: the row that {tmp_path / 'report.json'} holds" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         systems("--seed", "3")
@@ -74,6 +78,7 @@ def test_steps_fine_keeps_the_coarse_levels_outside_of_its_range_and_takes_the_f
 
     monkeypatch.setattr(evaluate, "REFERENCE", 32)
     options = ["--n", "2", "--run", str(bases), "--out", str(tmp_path), "--solvers", "ddim", "--weight", "0"]
+    options += ["--climb", "0"]
     steps.main([*options, "--steps", "2", "--fine", "0.9", "1"])
     row = json.loads((tmp_path / "report.json").read_text())["systems"]["ddim 2, 0, 250 for t in (0.9, 1]"]
     assert row["calls"] == 3 * 15
