@@ -27,7 +27,7 @@ LAST = 0.1  # t down to which the noise of the steps falls: below it estimates k
 
 def levels(first: float, steps: int) -> Tensor:
     """t_1 = first > ... > t_steps = LAST, by equal factors (float64); all `first` where that is not above LAST."""
-    return torch.logspace(0, 1, steps, base=min(1.0, LAST / first), dtype=torch.float64) * first
+    return torch.logspace(0, 1, steps, base=LAST / max(first, LAST), dtype=torch.float64) * first
 
 
 def climb(

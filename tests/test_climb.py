@@ -107,6 +107,14 @@ def test_the_last_steps_climb_and_as_many_calls_are_made():
     assert solved.min() >= 0.3 > climbing.max() and climbing.min().item() == pytest.approx(LAST)
 
 
+def test_a_grid_that_ends_without_noise_needs_no_climb():
+    grid = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    solved, climbing = guidance.noise_levels(grid)
+    assert solved.tolist() == [1.0, 0.5] and len(climbing) == 0
+    solved, climbing = guidance.noise_levels(grid, 0.6)
+    assert solved.tolist() == [1.0] and climbing.tolist() == [0.5]
+
+
 def test_the_state_that_a_solver_has_reached_starts_the_climb(generator):
     """Its first estimate is that of the very state, noise and all: with one step left the clip is its x0_hat."""
     modes, spread = ((1.0, 0.3),), 0.5
