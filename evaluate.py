@@ -104,13 +104,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-churn", help="default %(default)s")
-    parser.add_argument(
-        "--climb",
-        type=script.noise_level,
-        default=CLIMB,
-        metavar="T",
-        help="steps below it are climb.py's (default %(default)s)",
-    )
+    script.add_climb(parser, CLIMB)
     parser.add_argument(
         "--weight",
         type=float,

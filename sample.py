@@ -66,12 +66,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=8, help="clips of each kind (default %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="solver steps (default %(default)s)")
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-churn", help="default %(default)s")
-    parser.add_argument(
-        "--climb",
-        type=script.noise_level,
-        metavar="T",
-        help=f"steps below it are climb.py's (default {CLIMB}; with --prompt none)",
-    )
+    script.add_climb(parser, None, f"{CLIMB}; with --prompt none")
     parser.add_argument(
         "--weight", type=float, nargs="+", default=[1.0], help="one, or for t > 0.6, t > 0.1 and the rest (default 1)"
     )

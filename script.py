@@ -87,6 +87,12 @@ def noise_level(word: str) -> float:
     return t
 
 
+def add_climb(parser: argparse.ArgumentParser, default: float | None, said: str = "%(default)s") -> None:
+    """--climb T; `said` is what the help says of its default."""
+    told = f"steps below it are climb.py's (default {said})"
+    parser.add_argument("--climb", type=noise_level, default=default, metavar="T", help=told)
+
+
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
     """Ctrl-C (or SIGTERM) sets an event, so that a step is finished and saved; Ctrl-C once more stops at once."""

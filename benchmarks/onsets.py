@@ -121,13 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--told", type=float, nargs=2, default=[1.0, 1.0], metavar=("VIDEO", "AUDIO"), help="f of each")
     parser.add_argument("--from", type=float, dest="start", metavar="T", help="noise level at which to start")
-    parser.add_argument(
-        "--climb",
-        type=script.noise_level,
-        default=CLIMB,
-        metavar="T",
-        help="steps below it are climb.py's (default %(default)s)",
-    )
+    script.add_climb(parser, CLIMB)
     parser.add_argument("--run", type=Path, default=checkpoint.PRETRAINED, help="with model.pt, video.pt, audio.pt")
     parser.add_argument("--seed", type=int, default=1_000_000, help="of the held-out clips and of the samples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
