@@ -159,6 +159,8 @@ def denoise(
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
+    if climb_below and isinstance(grid, tuple):
+        raise ValueError("climb_below goes with one time grid, not with two")
     order, *taus = SOLVERS[solver]
     grids = grid if isinstance(grid, tuple) else (time_grid(steps, sde) if grid is None else grid,) * len(states)
     climbing = noise_levels(grids[0], climb_below)[1]

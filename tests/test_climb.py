@@ -115,6 +115,16 @@ def test_a_grid_that_ends_without_noise_needs_no_climb():
     assert solved.tolist() == [1.0] and climbing.tolist() == [0.5]
 
 
+def test_two_grids_do_not_climb():
+    grids = (guidance.time_grid(3, SDE),) * 2
+    with pytest.raises(ValueError, match="climb_below goes with one time grid, not with two"):
+        next(
+            guidance.denoise(
+                lambda states, t: states, (torch.zeros(1), torch.zeros(1)), SDE, 3, grid=grids, climb_below=0.3
+            )
+        )
+
+
 def test_the_state_that_a_solver_has_reached_starts_the_climb(generator):
     """Its first estimate is that of the very state, noise and all: with one step left the clip is its x0_hat."""
     modes, spread = ((1.0, 0.3),), 0.5
