@@ -263,6 +263,19 @@ def test_displacement_is_most_of_the_error_of_a_ball_out_of_place_and_next_to_no
     assert_close(objective.displacement(3 * grain, x0), 9 * objective.displacement(grain, x0))
 
 
+@pytest.mark.parametrize("axis", [3, 4])
+def test_displacement_of_a_slope_is_all_of_its_error_and_nothing_of_an_error_across_it(axis):
+    """x0 = 0.3 y, drawn d pixels too low: the error is -0.3 d everywhere, and of either sign in turn it is no shift."""
+    ramp = 0.3 * torch.arange(16.0, dtype=torch.float64)
+    x0 = (ramp[:, None] if axis == 3 else ramp).expand(2, 3, 4, 16, 16)
+    error = torch.full_like(x0, -0.3 * 0.2)
+    whole = error.square().flatten(1).mean(1)
+    energy = 3 * 64 * 0.3**2  # of a window's slopes
+    assert_close(objective.displacement(error, x0), whole * energy / (energy + 1e-2))
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(8)
+    assert_close(objective.displacement(error * signs, x0), torch.zeros_like(whole))
+
+
 def test_motion_adds_the_displacement_to_the_loss_under_the_same_weight(generator):
     sde, x0 = VPSDE(), Xylophone().batch(4, generator, "video")[:1]
     t, eps = torch.tensor([0.05, 0.2, 0.5, 0.9]), (torch.randn(x0[0].shape, generator=generator),)
