@@ -110,7 +110,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         nargs="+",
         default=[1.0, 3.0],
-        help="one, or for t > 0.6, t > 0.1 and the rest (default 1 3)",
+        help="one, or for t > 0.6, t > 0.1 and the rest (default 1 3); where a modality is given the second from t = 1",
     )
     parser.add_argument(
         "--run", type=Path, default=checkpoint.PRETRAINED, help="a run of train.py (default pretrained)"
@@ -148,7 +148,8 @@ def evaluate(args: argparse.Namespace) -> None:
     solver = {"steps": args.steps, "solver": args.solver, "climb_below": args.climb, "device": args.device}
     guided = partial(sample, *models, weight=by_noise_level(*args.weight), **solver)
     draws = {"independent": partial(sample, *models, weight=0.0, **solver), "guided": guided}
-    draws |= {"audio_given_video": guided, "video_given_audio": guided}
+    conditional = partial(guided, weight=by_noise_level(*args.weight, given=True))
+    draws |= {"audio_given_video": conditional, "video_given_audio": conditional}
     given = [{f"given_{modality}": x.to(args.device)} for modality, x in zip(MODALITIES, real, strict=True)]
     given = dict(zip(("audio_given_video", "video_given_audio"), given, strict=True))
     if args.joint:

@@ -35,13 +35,14 @@ States = tuple[Tensor, ...]
 Weight = float | tuple[float, float]
 
 
-def by_noise_level(*weights: Weight) -> Callable[[float], Weight]:
+def by_noise_level(*weights: Weight, given: bool = False) -> Callable[[float], Weight]:
     """One weight for all t; or one for t > SETTLED, where more than 1 makes too many hits, and one below.
 
-    A third is for t <= FINE: with 0 there the discriminator need not be asked in the last quarter of a solver's steps.
+    Where one modality is `given` whole, its hits are settled from the start: the second weight holds from t = 1. A
+    third is for t <= FINE: with 0 there the discriminator need not be asked in the last quarter of a solver's steps.
     """
     early, late, last = (*weights, weights[-1], weights[-1])[:3]
-    return lambda t: early if t > SETTLED else late if t > FINE else last
+    return lambda t: early if t > SETTLED and not given else late if t > FINE else last
 
 
 class JointEps:

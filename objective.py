@@ -4,7 +4,8 @@
                     part of the error which puts things in another place may weigh more (displacement)
     discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first steps of a run: it is cheap
                     and finds the pairing; then with the noise loss, which makes the gradient right. Half the pairs have
-                    equal noise levels, for the joint score; half have one side clean, for the conditional ones
+                    equal noise levels, for the joint score, most often where hits are decided; half have one side
+                    clean, for the conditional ones, and the other anywhere from t_min to 1
 
 Batch k is a function of the seed and of k alone, so that a resumed run sees the batches of an undisturbed one; threads
 of their own make the next ones (rendering, noise, both base models for the discriminator) while one is in use.
@@ -152,9 +153,10 @@ def make_objective(
         generator = stream(args.seed, k)
         video, audio, *told = world.batch(args.batch, generator, rows=rows)
         real = [x.to(device) for x in (video, audio)]
-        t = more_low(stratified(args.batch // GROUP, generator), args.low, FINEST_PAIR, logit_normal, sde)
-        t = world.levels(t) if args.video_model else t
-        levels = joint_and_conditional(t, sde.t_min, generator)
+        u = stratified(args.batch // GROUP, generator)
+        choices = (more_low(u, args.low, FINEST_PAIR, others, sde) for others in (logit_normal, uniform))
+        t, alone = (world.levels(t) if args.video_model else t for t in choices)
+        levels = joint_and_conditional(t, sde.t_min, generator, alone)
         t = tuple(level.repeat_interleave(GROUP)[rows].to(device) for level in levels)
         told = told[0] if told else {}
         with mixed_precision(device, inference=True):

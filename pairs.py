@@ -21,11 +21,19 @@ def both(t: Levels) -> tuple[Tensor, Tensor]:
     return t if isinstance(t, tuple) else (t, t)
 
 
-def joint_and_conditional(t: Levels, t_min: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """(t_v, t_a) to train at, from levels t (N,): t for both in half the cases, t and t_min in a quarter each."""
+def joint_and_conditional(
+    t: Levels, t_min: float, generator: torch.Generator | None = None, alone: Levels | None = None
+) -> tuple[Tensor, Tensor]:
+    """(t_v, t_a) to train at, from levels t (N,): t for both in half the cases, t and t_min in a quarter each.
+
+    `alone` (N,) are levels to take beside t_min in place of t: of a clean sound one can tell much of a picture that is
+    nearly all noise, of a noisy one nothing.
+    """
     n, device = len(both(t)[0]), both(t)[0].device
     order = torch.randperm(n + -n % 4, generator=generator)[:n].to(device)
-    return tuple(torch.where(order % 4 == clean, t_min, level) for clean, level in enumerate(both(t)))
+    levels = zip(both(t), both(t if alone is None else alone), strict=True)
+    levels = [torch.where(order % 4 < 2, beside, together) for together, beside in levels]
+    return tuple(torch.where(order % 4 == clean, t_min, level) for clean, level in enumerate(levels))
 
 
 def mirrored_noise(n: int, x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -68,7 +68,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--solver", choices=tuple(SOLVERS), default="dpm++2m-churn", help="default %(default)s")
     script.add_climb(parser, None, f"{CLIMB}; with --prompt none")
     parser.add_argument(
-        "--weight", type=float, nargs="+", default=[1.0], help="one, or for t > 0.6, t > 0.1 and the rest (default 1)"
+        "--weight",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="one, or for t > 0.6, t > 0.1 and the rest (default 1); with --keep audio or video the second from t = 1",
     )
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, part of which is kept")
     parser.add_argument("--keep", choices=("audio", "video", "start"), help="what to keep of --given")
@@ -115,7 +119,8 @@ def make_pairs(args: argparse.Namespace) -> None:
             keep["keep"] = tuple(mask.to(args.device) for mask in media.first_half(*clip))
         else:
             given = {f"given_{args.keep}": given[f"given_{args.keep}"]}
-    guided, clips, agreements, sheet = by_noise_level(*args.weight), {}, {}, []
+    guided = by_noise_level(*args.weight, given=args.keep in ("audio", "video"))
+    clips, agreements, sheet = {}, {}, []
     for system, weight in (("guided", guided), ("independent", 0.0)):
         how = {"steps": args.steps, "solver": args.solver, "climb_below": args.climb, "device": args.device}
         draw = partial(sample, *models, weight=weight, **how, **keep)

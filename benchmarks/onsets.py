@@ -139,10 +139,11 @@ def main(argv: list[str] | None = None) -> None:
     world = data.Xylophone(discriminator.video_shape[-1])
     real, _ = held_out(world, args.n, args.seed)
     video, audio = (x.to(args.device) for x in real)
-    weight, clips = by_noise_level(*args.weight), {"video": video, "audio": audio}
+    clips = {"video": video, "audio": audio}
 
     def draw(guide, known: tuple[bool, bool], *shapes: tuple, generator: torch.Generator, video: Tensor, audio: Tensor):
         given = tuple(x if k else None for x, k in zip((video, audio), known, strict=True))
+        weight = by_noise_level(*args.weight, given=any(known))
         if args.start is not None:
             eps_model = JointEps(*told, guide, weight, given, generator=generator)
             return draw_from(args.start, eps_model, video, audio, generator, args.climb)

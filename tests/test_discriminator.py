@@ -176,6 +176,14 @@ def test_half_the_levels_are_equal_and_a_quarter_has_each_side_clean(n, generato
         assert_close(kinds[0].sum(1), torch.tensor([4.0, 2.0, 2.0]))
 
 
+def test_beside_a_clean_side_levels_may_be_others(generator):
+    t, alone = torch.full((8,), 0.4), torch.linspace(0.5, 1, 8)
+    v, a = joint_and_conditional(t, SDE.t_min, generator, alone)
+    clean = (v == SDE.t_min) | (a == SDE.t_min)
+    assert clean.sum() == 4 and torch.equal(torch.maximum(v, a), torch.where(clean, alone, t))
+    assert torch.equal(v[~clean], a[~clean])
+
+
 def test_cross_entropy_of_an_ignorant_discriminator_is_two_ln_two(generator):
     network = ExactRatio()
     network.scale.data.zero_()

@@ -203,6 +203,11 @@ def test_weights_differ_where_a_clip_is_settled_and_where_only_fine_detail_is_le
         assert_close(by_level(states, t), JointEps(*BASES, ExactRatio(), weight)(states, t), atol=0, rtol=0)
 
 
+def test_of_two_weights_the_second_holds_from_the_start_where_a_modality_is_given():
+    given = guidance.by_noise_level(0.5, 2.0, 0.0, given=True)
+    assert [given(t) for t in (1.0, 0.61, 0.11, 0.1)] == [2.0, 2.0, 2.0, 0.0]
+
+
 def test_a_given_modality_is_kept_and_pulls_the_other_towards_it():
     """y | x ~ N(0.8 x, 0.36); conditioning on x_t in place of x_0 goes about half the way, as JointEps says."""
     given = torch.full((20_000, 1), 1.5)

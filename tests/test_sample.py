@@ -89,6 +89,13 @@ def test_the_discriminator_is_not_asked_where_its_weight_is_zero(bases, tmp_path
         assert calls == {"base": 8, "discriminator": asked}
 
 
+def test_of_two_weights_the_second_is_that_of_all_steps_where_a_modality_is_given(bases, clip, tmp_path):
+    options = ["--weight", "0", "1", "--n", "1", "--steps", "4", "--given", str(clip), "--keep", "audio"]
+    sample.main([*options, "--run", str(bases), "--out", str(tmp_path)])
+    calls = json.loads((tmp_path / "report.json").read_text())["network_calls"]
+    assert calls == {"base": 4, "discriminator": 4}
+
+
 @pytest.mark.parametrize("keep", ["video", "audio"])
 def test_a_given_modality_comes_back_as_it_was(bases, clip, tmp_path, keep):
     options = ["--n", "2", "--steps", "2", "--given", str(clip), "--keep", keep]

@@ -227,6 +227,16 @@ def test_low_puts_a_share_of_the_clips_at_low_noise_uniform_in_its_logarithm():
         assert (t == t[:, :1]).all() and abs(int((t[:, 0] < edge).sum()) - below) <= 1
 
 
+def test_beside_a_clean_side_the_discriminator_trains_at_all_levels():
+    args, sde = train.parse(["--batch", "40", "--warmup", "99"]), VPSDE()
+    make_batch = objective.make_objective(args, None, Xylophone(), sde, (FrozenModel(None, sde),) * 2)[0]
+    v, a = (torch.cat(levels) for levels in zip(*(make_batch(k)[0].t for k in range(20)), strict=True))
+    t, clean = torch.maximum(v, a), (v == sde.t_min) | (a == sde.t_min)
+    assert clean.sum() == 400
+    assert_close(t[clean].quantile(torch.tensor([0.25, 0.5, 0.75])), torch.tensor([0.25, 0.5, 0.75]), atol=0.1, rtol=0)
+    assert (t[clean] > 0.9).sum() > 20 and t[~clean].max() < 0.95
+
+
 def test_learning_rate_warms_up_and_falls_to_zero():
     assert train.learning_rate(0, 0.0) == pytest.approx(0.01)
     assert train.learning_rate(5000, 0.5) == pytest.approx(0.5)
