@@ -209,9 +209,9 @@ class JointDiscriminator(nn.Module):
             a = block(a, time_a)
         return v, a
 
-    def repair(self, v: Tensor, a: Tensor) -> Tensor:
-        """The sum (B,) of the repairs of two encoded modalities, which never meet in it."""
-        return self.repair_v(v).sum((1, 2)) + self.repair_a(a).sum((1, 2))
+    def repair(self, v: Tensor, a: Tensor, weights: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+        """The weighted sum (B,) of the repairs of two encoded modalities, which never meet in it."""
+        return weights[0] * self.repair_v(v).sum((1, 2)) + weights[1] * self.repair_a(a).sum((1, 2))
 
     def pair(self, v: Tensor, a: Tensor, t: Levels) -> Tensor:
         """The pair term (B,) of two encoded modalities: mixed per time step first, pooled last."""
@@ -222,6 +222,8 @@ class JointDiscriminator(nn.Module):
             joint = block(joint, embedding)
         return self.pair_out(joint).sum((1, 2))
 
-    def forward(self, video: Tensor, audio: Tensor, t: Levels, *text: Tensor) -> Tensor:
+    def forward(
+        self, video: Tensor, audio: Tensor, t: Levels, *text: Tensor, repairs: tuple[float, float] = (1.0, 1.0)
+    ) -> Tensor:
         v, a = self.encode(video, audio, t, *text)
-        return self.pair(v, a, t) + self.repair(v, a)
+        return self.pair(v, a, t) + self.repair(v, a, repairs)

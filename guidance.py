@@ -3,8 +3,9 @@
     eps_joint = eps_base + w * r,   r = -sigma_t grad L(v_t, a_t, t)          (Hayakawa et al. 2025, 2405.17842)
 
 `JointEps` is that line; the solvers below see only a function (states, t) -> eps per state and know nothing of
-guidance. Weight 1 is the exact joint; larger weights trade diversity for alignment; weight 0 is the base models, bit
-for bit. Where a learned discriminator knows less than it should, a larger weight makes up for it.
+guidance. Weight 1 is the exact joint; weight 0 is the base models, bit for bit. Where a learned discriminator knows
+less than it should, a larger weight makes up for it and trades diversity for alignment. It weighs the pair term; what
+repairs one modality alone (discriminator.py) pairs nothing, and counts at most once.
 
 Used by sample.py, evaluate.py, train.py (previews) and toy/run.py.
 """
@@ -102,14 +103,14 @@ class JointEps:
         )
 
     def guided(self, states: States, base: list[Tensor], times: tuple[Tensor, Tensor], levels: Levels) -> States:
-        """eps_base + w r."""
-        weight = self.weight(times[0][0].item())
-        weights = weight if isinstance(weight, tuple) else (weight, weight)
+        """eps_base + w r; repairs enter L by 1 / w where w > 1, and so count once."""
+        weights = both(self.weight(times[0][0].item()))
         if self.discriminator is None or not any(weights):
             return tuple(base)
         with torch.enable_grad():
             vt, at = (x.detach().requires_grad_() for x in states)
-            residual = residual_noise(self.discriminator(vt, at, levels), vt, at, levels, self.sde)
+            once = {"repairs": tuple(1 / max(w, 1) for w in weights)} if hasattr(self.discriminator, "repair") else {}
+            residual = residual_noise(self.discriminator(vt, at, levels, **once), vt, at, levels, self.sde)
         return tuple(eps + w * r for eps, w, r in zip(base, weights, residual, strict=True))
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import guidance
+from discriminator import JointDiscriminator, residual_noise
 from guidance import JointEps, denoise, sample
 from pairs import both
 from score import VPSDE, FrozenModel
@@ -31,7 +32,7 @@ class ExactRatio(nn.Module):
         return log_ratio[:, 0]
 
 
-BASES = (FrozenModel(ExactEps(), SDE), FrozenModel(ExactEps(), SDE))
+BASES = (FrozenModel(ExactEps(), SDE),) * 2
 
 
 class NoiseIsABasis(VPSDE):
@@ -189,6 +190,21 @@ def test_weights_differ_per_modality():
     base, full = JointEps(*BASES, None)(states, t), JointEps(*BASES, ExactRatio())(states, t)
     only_video = JointEps(*BASES, ExactRatio(), weight=(1.0, 0.0))(states, t)
     assert_close(only_video, (full[0], base[1]))
+
+
+@pytest.mark.parametrize("weights", [(3.0, 1.5), (2.0, 0.5)])
+def test_a_weight_above_one_is_of_the_pair_term_and_leaves_the_repairs_whole(weights, generator):
+    network, t = JointDiscriminator().double(), torch.full((2,), 0.4, dtype=torch.float64)
+    shapes = (2, *network.video_shape), (2, *network.audio_shape)
+    states = tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    v, a = (x.clone().requires_grad_() for x in states)
+    features = network.encode(v, a, t)
+    pair = residual_noise(network.pair(*features, t), v, a, t, SDE, retain_graph=True)
+    repairs = residual_noise(network.repair(*features), v, a, t, SDE)
+    expected = tuple(w * p + min(w, 1) * r for w, p, r in zip(weights, pair, repairs, strict=True))
+    silent = (FrozenModel(lambda xt, t: xt * 0, SDE, "eps"),) * 2
+    assert_close(JointEps(*silent, network, weights)(states, t), expected, atol=1e-12, rtol=1e-6)
+    assert min(r.abs().max() for r in repairs) > 1e-6
 
 
 @pytest.mark.parametrize(
