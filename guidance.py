@@ -2,10 +2,9 @@
 
     eps_joint = eps_base + w * r,   r = -sigma_t grad L(v_t, a_t, t)          (Hayakawa et al. 2025, 2405.17842)
 
-`JointEps` is that line; the solvers below see only a function (states, t) -> eps per state and know nothing of
-guidance. Weight 1 is the exact joint; weight 0 is the base models, bit for bit. Where a learned discriminator knows
-less than it should, a larger weight makes up for it and trades diversity for alignment. It weighs the pair term; what
-repairs one modality alone (discriminator.py) pairs nothing, and counts at most once.
+`JointEps` is that line; the solvers below see only a function (states, t) -> eps per state. Weight 1 is the joint,
+weight 0 the base models, bit for bit. Where a learned discriminator knows too little, a larger weight makes up for it
+and trades diversity for alignment: that of the pair term, for what repairs one modality counts at most once.
 
 Used by sample.py, evaluate.py, train.py (previews) and toy/run.py.
 """
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from climb import climb, levels
-from discriminator import residual_noise
+from discriminator import JointDiscriminator, residual_noise
 from pairs import Levels, both
 from score import VPSDE, FrozenModel
 
@@ -109,7 +108,8 @@ class JointEps:
             return tuple(base)
         with torch.enable_grad():
             vt, at = (x.detach().requires_grad_() for x in states)
-            once = {"repairs": tuple(1 / max(w, 1) for w in weights)} if hasattr(self.discriminator, "repair") else {}
+            repaired = isinstance(self.discriminator, JointDiscriminator)
+            once = {"repairs": tuple(1 / max(w, 1) for w in weights)} if repaired else {}
             residual = residual_noise(self.discriminator(vt, at, levels, **once), vt, at, levels, self.sde)
         return tuple(eps + w * r for eps, w, r in zip(base, weights, residual, strict=True))
 
