@@ -13,12 +13,21 @@ from unet import JointUNet
 
 
 def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys, monkeypatch):
+    drawn, weights = evaluate.sample, set()
+
+    def sample(*args, weight, **how):
+        whole = "keep" not in how and bool({"given_video", "given_audio"} & how.keys())
+        weights.add((whole, weight(1.0) if callable(weight) else weight))
+        return drawn(*args, weight=weight, **how)
+
+    monkeypatch.setattr(evaluate, "sample", sample)
     monkeypatch.setattr(evaluate, "REFERENCE", 32)
     checkpoint.save(tmp_path / "model.pt", {"kind": "joint", "options": {}, "model": JointUNet().state_dict()})
     out = ["--joint", str(tmp_path), "--out", str(tmp_path)]
     evaluate.main(["--n", "4", "--steps", "2", "--run", str(bases), *out])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["n"] == 4 and report["steps"] == 2
+    assert weights == {(False, 0.0), (False, 1.0), (True, 3.0)}
     keys = {
         "hit_f1",
         "pitch_accuracy",
