@@ -134,7 +134,8 @@ class JointDiscriminator(nn.Module):
 
     Pixels or latents of any number of channels; audio is a spectrogram (B, C, M, L), or a waveform (B, C, samples),
     which first becomes one: a learned bank of BANDS pairs of filters, and the energy of each pair. `text` is the length
-    of a prompt's embedding per modality, 0 for none; a network with it takes text_v and text_a (B, n) after t.
+    of a prompt's embedding per modality, 0 for none; a network with it takes text_v and text_a (B, n) after t. The
+    logit is the pair term plus both repairs, which `repairs` may weigh (guidance.py does where its weight is above 1).
 
     Both modalities become feature sequences on one time axis, are mixed per time step by concatenation and product
     before any pooling, and only then pooled: dL/dv depends on a. SiLU throughout, for the second derivative.

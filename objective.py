@@ -32,7 +32,7 @@ from pairs import both, joint_and_conditional, perturb_pairs
 from score import VPSDE
 from seeds import stream
 
-LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where the discriminator trains
+LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where pairs of equal levels train the discriminator
 GROUP = 4  # clips that share a noise level: each is told from the three others
 FINEST = {"video": 0.3, "audio": 0.04}  # sigma: of weaker noise next to nothing depends, and its gradients are largest
 FINEST_PAIR = 0.3  # sigma / alpha: at weaker noise a clip itself tells the instants of its hits to less than a ms
