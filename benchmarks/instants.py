@@ -26,6 +26,7 @@ import script  # isort: skip, before what takes seconds to import
 
 import argparse
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,16 @@ AROUND = {"video": (0.25, 0.5), "audio": (0.05, 0.08)}  # s before and after a h
 BATCH = 64
 
 
-def drawn_with_change(world: data.Xylophone, n: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list]:
+class Drawn(NamedTuple):
+    """Clips by modality, D of each, the hits of each clip, and the seconds that a clip lasts."""
+
+    clips: dict[str, Tensor]
+    change: dict[str, Tensor]
+    found: list[list[Hit]]
+    seconds: float
+
+
+def drawn_with_change(world: data.Xylophone, n: int, seed: int) -> Drawn:
     """n clips, what each changes by per ms that all in it is later, and their hits.
 
     Without those so near to a frame's instant that within STEP their bar lights up in another frame: that is no shift.
@@ -61,25 +71,25 @@ def drawn_with_change(world: data.Xylophone, n: int, seed: int) -> tuple[dict[st
         [hit for hit in clip if math.ceil((hit[0] - STEP) * world.fps) == math.ceil((hit[0] + STEP) * world.fps)]
         for clip in found
     ]
-    return clips, {kind: (after[kind] - before[kind]) / (2000 * STEP) for kind in clips}, found
+    return Drawn(clips, {kind: (after[kind] - before[kind]) / (2000 * STEP) for kind in clips}, found, world.seconds)
 
 
-def around_hits(kind: str, x: Tensor, found: list[list[Hit]], seconds: float) -> list[Tensor]:
+def around_hits(kind: str, x: Tensor, drawn: Drawn) -> list[Tensor]:
     """The part of x, (B, C, T, H, W) or (B, C, M, L), around each hit of each clip."""
     axis = 1 if kind == "video" else 2  # of a clip's time
     before, after = AROUND[kind]
-    per_second = x.shape[1 + axis] / seconds
+    per_second = x.shape[1 + axis] / drawn.seconds
     parts = []
-    for clip, hits in zip(x, found, strict=True):
+    for clip, hits in zip(x, drawn.found, strict=True):
         for time, *_ in hits:
             start, end = (max(0, round((time + gap) * per_second)) for gap in (-before, after))
             parts.append(clip.narrow(axis, start, min(end, clip.shape[axis]) - start))
     return parts
 
 
-def shifts(kind: str, change: Tensor, D: Tensor, found: list[list[Hit]], seconds: float) -> Tensor:
-    """<change, D> / |D|^2 at each hit, in ms: by how much later the hit is in x + change than in x."""
-    pairs = zip(*(around_hits(kind, x, found, seconds) for x in (change, D)), strict=True)
+def shifts(kind: str, difference: Tensor, drawn: Drawn) -> Tensor:
+    """<difference, D> / |D|^2 at each hit, in ms: by how much later the hit is in x + difference than in x."""
+    pairs = zip(*(around_hits(kind, x, drawn) for x in (difference, drawn.change[kind])), strict=True)
     return torch.stack([(c * d).sum() / d.square().sum() for c, d in pairs])
 
 
@@ -124,11 +134,11 @@ def main(argv: list[str] | None = None) -> None:
 
     *bases, discriminator = checkpoint.load_run(args.run, args.device)
     world = data.Xylophone(discriminator.video_shape[-1])
-    clips, change, found = drawn_with_change(world, args.n, args.seed)
+    drawn = drawn_with_change(world, args.n, args.seed)
     generator, rows = torch.Generator().manual_seed(args.seed + 1), {}
     for level in LEVELS:
         for known in (None, 0, 1):
-            rows |= rows_at(level, known, clips, change, found, bases, discriminator, generator, world.seconds)
+            rows |= rows_at(level, known, drawn, bases, discriminator, generator)
     rows = {name: rows[name] for name in sorted(rows)}
     save_report(args, {"n": args.n, "seed": args.seed, "systems": rows})
     print_table(rows, list(next(iter(rows.values()))))
@@ -138,27 +148,23 @@ def main(argv: list[str] | None = None) -> None:
 def rows_at(
     level: float,
     known: int | None,
-    clips: dict[str, Tensor],
-    change: dict[str, Tensor],
-    found: list[list[Hit]],
+    drawn: Drawn,
     bases: list[FrozenModel],
     discriminator: nn.Module,
     generator: torch.Generator,
-    seconds: float,
 ) -> dict[str, dict]:
     """The lines of one noise level: of both modalities, or of the one whose other is known."""
     sde, device = bases[0].sde, next(discriminator.parameters()).device
-    n = len(clips["video"])
-    t = torch.full((n,), level, device=device)
+    t = torch.full((len(drawn.found),), level, device=device)
     levels = tuple(torch.full_like(t, sde.t_min) if k == known else t for k in range(2))
     states = []
-    for x, own in zip(clips.values(), levels, strict=True):
+    for x, own in zip(drawn.clips.values(), levels, strict=True):
         noise = torch.randn(x.shape, generator=generator).to(device)
         states.append(sde.perturb(x.to(device), own, noise))
     residual = pull(discriminator, states, levels if known is not None else t, sde)
     alpha, sigma = sde.marginal(torch.tensor(level))
     r, rows = (sigma / alpha).item(), {}
-    for k, (kind, model) in enumerate(zip(clips, bases, strict=True)):
+    for k, (kind, model) in enumerate(zip(drawn.clips, bases, strict=True)):
         if k == known:
             continue
         with torch.no_grad():
@@ -166,10 +172,9 @@ def rows_at(
                 sde.eps_to_x0(x, model(x, own), own)
                 for x, own in zip(states[k].split(BATCH), t.split(BATCH), strict=True)
             ]
-        D = change[kind]
-        missed = shifts(kind, clips[kind] - torch.cat(x0_hat).cpu(), D, found, seconds)
-        pulls = shifts(kind, -r * residual[k].cpu(), D, found, seconds)
-        bound = torch.stack([r / d.norm() for d in around_hits(kind, D, found, seconds)])
+        missed = shifts(kind, drawn.clips[kind] - torch.cat(x0_hat).cpu(), drawn)
+        pulls = shifts(kind, -r * residual[k].cpu(), drawn)
+        bound = torch.stack([r / d.norm() for d in around_hits(kind, drawn.change[kind], drawn)])
         rows[f"{kind}, {'both' if known is None else 'given'}, {level:g}"] = row(missed, bound, pulls)
     return rows
 

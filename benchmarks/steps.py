@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules i
 import script  # isort: skip, before what takes seconds to import
 
 import argparse
+import hashlib
 import json
 from functools import partial
 
@@ -38,6 +39,14 @@ def refined(steps: int, low: float, high: float, sde: VPSDE) -> torch.Tensor:
     coarse, fine = time_grid(steps, sde), time_grid(FINE, sde)
     outside = coarse[(coarse <= low) | (coarse > high)]
     return torch.cat([outside, fine[(fine > low) & (fine <= high)]]).unique().flip(0)
+
+
+def digest(run: Path) -> str:
+    """Which weights a run folder holds: rows of others do not belong in its table."""
+    found = hashlib.sha256()
+    for path in (run / f"{name}.pt" for name in ("model", "video", "audio")):
+        found.update(path.read_bytes() if path.exists() else b"")  # load_run says what is missing
+    return found.hexdigest()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,11 +72,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--n must be at least 2, --steps at least 1, and weights one to three numbers")
     if args.fine and not 0 <= args.fine[0] < args.fine[1]:
         parser.error("--fine needs two noise levels, the lower one first")
-    about, systems, path = {"n": args.n, "seed": args.seed, "run": str(args.run)}, {}, args.out / "report.json"
+    about, systems, path = {"n": args.n, "seed": args.seed, "weights": digest(args.run)}, {}, args.out / "report.json"
     if path.exists():
         kept = json.loads(path.read_text())
         if any(kept.get(key) != value for key, value in about.items()):
-            parser.error(f"{args.out} holds rows for another --n, --seed or --run: name another --out")
+            parser.error(f"{args.out} holds rows for another --n, --seed or other weights: name another --out")
         systems = kept["systems"]
 
     models = checkpoint.load_run(args.run, args.device)

@@ -1,6 +1,8 @@
 import argparse
 import json
+import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +64,11 @@ def test_steps_adds_a_row_for_each_solver_number_of_steps_and_weight_and_keeps_t
     assert f"ddpm 2, 0 / 3: the row that {tmp_path / 'report.json'} holds" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         systems("--seed", "3")
+    other = Path(shutil.copytree(bases, tmp_path / "other"))
+    checkpoint.save(other / "model.pt", checkpoint.load(other / "model.pt") | {"step": 99})
+    with pytest.raises(SystemExit):
+        systems("--steps", "2", "--run", str(other))
+    assert "holds rows for another --n, --seed or other weights" in capsys.readouterr().err
 
 
 def test_steps_fine_keeps_the_coarse_levels_outside_of_its_range_and_takes_the_fine_ones_inside(
@@ -197,12 +204,12 @@ def test_weights_of_published_models_are_told_without_making_them(capsys):
 def test_instants_reads_a_shift_of_the_clip_in_ms():
     """Clips with all in them 2 ms later differ from the clips by 2 ms at the hits, in picture and in sound."""
     world = Xylophone()
-    clips, change, found = instants.drawn_with_change(world, 64, 3)
+    drawn = instants.drawn_with_change(world, 64, 3)
     later, waveform, all_hits = world.render(64, torch.Generator().manual_seed(3), 0.002)
-    assert 0.9 * sum(map(len, all_hits)) < sum(map(len, found)) < sum(map(len, all_hits))  # 1 in 31 is near a frame
+    assert 0.9 * sum(map(len, all_hits)) < sum(map(len, drawn.found)) < sum(map(len, all_hits))  # 1 in 31: near a frame
     for kind, moved in (("video", media.to_video(later)), ("audio", media.log_mel(waveform))):
-        read = instants.shifts(kind, moved - clips[kind], change[kind], found, world.seconds)
-        around = instants.around_hits(kind, change[kind], found, world.seconds)
+        read = instants.shifts(kind, moved - drawn.clips[kind], drawn)
+        around = instants.around_hits(kind, drawn.change[kind], drawn)
         information = torch.stack([d.square().sum() for d in around])
         assert ((read * information).sum() / information.sum()).item() == pytest.approx(2, abs=0.03)
 
