@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from displacement import displacement
 from pairs import Levels, Noisy, both, shuffled
 from score import VPSDE, TimeFeatures
 
@@ -51,7 +50,6 @@ def discriminator_loss(
     group: int = 2,
     fakes: str = "shuffled",
     generated: Noisy | None = None,
-    motion: float | tuple[Tensor, Tensor] = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and its parts for real pairs from `perturb_pairs`.
 
@@ -60,9 +58,7 @@ def discriminator_loss(
                     which must share their t), to train `pair`
         generated   pairs drawn independently from the base models, at the t of real, to train the whole logit
     A noise_weight (B,) a modality, a function of its t alone, weighs noise levels without moving the minimum. The noise
-    losses are sums over elements: a modality weighs what it has to explain. `motion` (B,) a modality, or one for all,
-    times its errors of place (displacement.py) are added to them; slopes are those of what the base models show,
-    x0_hat = x_0 + (sigma_t / alpha_t) (eps - eps_base).
+    losses are sums over elements: a modality weighs what it has to explain.
 
     Parts, per sample (B,): bce, noise, noise_base (noise without the residual, what the base models reach alone) and
     correct (mean over real and fake pairs of the share told right).
@@ -88,12 +84,6 @@ def discriminator_loss(
             (r - x).square().flatten(1).sum(1) * (level > sde.t_min)
             for r, x, level in zip(residual, real.missing, both(t), strict=True)
         ]
-        if isinstance(motion, tuple) or motion:
-            for k, (w, level) in enumerate(zip(both(motion), both(t), strict=True)):
-                x0_hat = real.x0[k] - sde.eps_to_x0(torch.zeros_like(real.x0[k]), real.missing[k], level)
-                placed = displacement(residual[k] - real.missing[k], x0_hat) * (level > sde.t_min)
-                errors[k] = errors[k] + w * placed
-                parts[f"place_{'va'[k]}"] = placed
         parts["noise_base"] = sum(x.square().flatten(1).sum(1) for x in real.missing)
         parts["noise"] = sum(errors)
         loss = loss + sum((w * error).mean() for w, error in zip(both(noise_weight), errors, strict=True))

@@ -1,12 +1,11 @@
 """What one training step minimises, in two halves: a batch drawn and perturbed, and its loss.
 
-    base, joint     E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, FINEST)^2, of one modality or of both; errors of
-                    place in a picture may weigh more (displacement.py)
+    base, joint     E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, FINEST)^2, of one modality or of both; in a picture, that
+                    part of the error which puts things in another place may weigh more (displacement)
     discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first steps of a run: it is cheap
                     and finds the pairing; then with the noise loss, which makes the gradient right. Half the pairs have
                     equal noise levels, for the joint score, most often where hits are decided; half have one side
-                    clean, for the conditional ones, and the other anywhere from t_min to 1; errors of place may weigh
-                    more where hits are settled
+                    clean, for the conditional ones, and the other anywhere from t_min to 1
 
 Batch k is a function of the seed and of k alone, so that a resumed run sees the batches of an undisturbed one; threads
 of their own make the next ones (rendering, noise, both base models for the discriminator) while one is in use.
@@ -22,13 +21,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import distributed
 from discriminator import discriminator_loss
-from displacement import displacement
-from guidance import SETTLED, sample
+from guidance import sample
 from pairs import both, joint_and_conditional, perturb_pairs
 from score import VPSDE
 from seeds import stream
@@ -38,6 +37,7 @@ GROUP = 4  # clips that share a noise level: each is told from the three others
 FINEST = {"video": 0.3, "audio": 0.04}  # sigma: of weaker noise next to nothing depends, and its gradients are largest
 FINEST_PAIR = 0.3  # sigma / alpha: at weaker noise a clip itself tells the instants of its hits to less than a ms
 LOW = 2.5  # sigma / alpha (t = 0.44): below it what there is is settled, and where exactly is refined
+WINDOW = 8  # pixels a side in which a displacement is one
 FAKES = 1024  # pairs drawn from the base models for --fakes generated
 
 
@@ -79,6 +79,22 @@ def of_states(network: nn.Module, kind: str) -> Callable[[tuple, Tensor], tuple]
     return network if kind == "joint" else lambda states, t: (network(*states, t),)
 
 
+def displacement(error: Tensor, x0: Tensor) -> Tensor:
+    """Per clip (B,), that part of mean(error^2) which shows things in another place: error, x0 (B, C, T, H, W).
+
+    To first order what is drawn dy too low is off by dy d x0 / d y. So the error is projected on the slopes of x0, in
+    windows of WINDOW x WINDOW pixels of a frame (as Lucas & Kanade 1981 find a motion). A quadratic form: added to
+    |error|^2 it leaves the best x0_hat E[x_0 | x_t], where its slopes are known; but a ball a tenth of a pixel off its
+    path, which is little of |error|^2, weighs more.
+    """
+    total = 0.0
+    for axis in (3, 4):
+        (slope,) = torch.gradient(x0, dim=axis)
+        along, energy = (WINDOW**2 * F.avg_pool2d((x * slope).sum(1), WINDOW).flatten(1) for x in (error, slope))
+        total = total + (along.square() / (energy + 1e-2)).sum(1)  # (B, windows) -> (B,)
+    return total / x0[0].numel()
+
+
 def denoising_loss(
     network: Callable[[tuple, Tensor], tuple],
     sde: VPSDE,
@@ -103,7 +119,7 @@ def denoising_loss(
     sigma, parts = sde.marginal(t)[1], {}
     loss = sum((e / sigma.clamp(min=f) ** 2).mean() for e, f in zip(errors, finest, strict=True))
     if motion:
-        moved = displacement(x0_hat[0] - x0[0], x0_hat[0].detach()) / x0[0][0].numel()
+        moved = displacement(x0_hat[0] - x0[0], x0[0])
         loss = loss + motion * (moved / sigma.clamp(min=finest[0]) ** 2).mean()
         parts = {"displacement": moved.detach() / sigma**2}
     return loss, {"v_error": sum(errors).detach() / sigma**2} | parts, t
@@ -158,9 +174,8 @@ def make_objective(
         levels, noise_weight = both(real.t), 0.0
         if real.missing:
             noise_weight = tuple(args.noise_weight * sde.marginal(t)[1] ** 2 for t in levels)
-        motion = tuple(args.motion * (t < SETTLED) for t in levels) if args.motion else 0.0
         loss, parts = discriminator_loss(
-            network, sde, real, args.bce_weight, noise_weight, GROUP, args.fakes, generated, motion
+            network, sde, real, args.bce_weight, noise_weight, GROUP, args.fakes, generated
         )
         return loss, parts, torch.maximum(*levels)
 

@@ -55,7 +55,7 @@ class Noisy(NamedTuple):
     """Pairs at noise levels t, and what the base models miss of their noise, eps - eps_base (None: not asked).
 
     A modality at t_min counts as clean: nothing is asked of its base model, and what it misses is written as 0.
-    `text` holds what the discriminator is told of the prompts, (B, n) a modality, or nothing; `x0` the clean pairs.
+    `text` holds what the discriminator is told of the prompts, (B, n) a modality, or nothing.
     """
 
     vt: Tensor
@@ -63,7 +63,6 @@ class Noisy(NamedTuple):
     t: Levels
     missing: tuple[Tensor, Tensor] | None
     text: tuple[Tensor, ...] = ()
-    x0: tuple[Tensor, ...] = ()
 
 
 def perturb_pairs(
@@ -87,7 +86,7 @@ def perturb_pairs(
     eps = [mirrored_noise(n, x, generator)[rows].to(x.device) for x in pairs]
     noisy = [sde.perturb(x, level, e) for x, level, e in zip(pairs, both(t), eps, strict=True)]
     if not ask_base:
-        return Noisy(*noisy, t, None, text, pairs)
+        return Noisy(*noisy, t, None, text)
     missing = tuple(torch.zeros_like(e) for e in eps)
     models = (video_model, audio_model)
     for model, xt, level, e, out, told in zip(models, noisy, both(t), eps, missing, conditions, strict=True):
@@ -95,4 +94,4 @@ def perturb_pairs(
         if asked.any():
             with torch.no_grad():
                 out[asked] = e[asked] - model(xt[asked], level[asked], *(c[asked] for c in told))
-    return Noisy(*noisy, t, missing, text, pairs)
+    return Noisy(*noisy, t, missing, text)

@@ -3,9 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from data import Xylophone
 from discriminator import Conv1d, JointDiscriminator, discriminator_loss, residual_noise
-from displacement import displacement
 from guidance import sample
 from pairs import joint_and_conditional, mirrored_noise, perturb_pairs, shuffled
 from score import VPSDE, FrozenModel
@@ -147,25 +145,6 @@ def test_noise_loss_with_one_side_clean_asks_only_of_the_other_and_is_the_condit
     assert parts["noise"].mean().item() == pytest.approx(exact, abs=0.005)
     assert parts["noise_base"].mean().item() == pytest.approx(signal, abs=0.005)
     assert loss.item() == pytest.approx(2 * parts["noise"].mean().item())
-
-
-def test_motion_adds_errors_of_place_along_the_slopes_of_what_the_base_models_show(generator):
-    """Base models that say eps = 0 show x_t / alpha_t and miss all of eps."""
-    video, audio = Xylophone().batch(4, generator)
-    level = torch.tensor([0.2, 0.2, 0.5, 0.5])
-    t, weights = (torch.full((4,), SDE.t_min), level), (torch.full((4,), 7.0), torch.tensor([3.0, 3.0, 5.0, 0.0]))
-    real = perturb_pairs(*[FrozenModel(lambda x, t: torch.zeros_like(x), SDE, "eps")] * 2, (video, audio), t, generator)
-    network = JointDiscriminator(width=8, embedding=4, filters=4)
-    plain, parts = discriminator_loss(network, SDE, real, 0.0, 1.0)
-    loss, placed = discriminator_loss(network, SDE, real, 0.0, 1.0, motion=weights)
-    vt, at = real.vt.requires_grad_(), real.at.requires_grad_()
-    _, residual = residual_noise(network(vt, at, t), vt, at, t, SDE)
-    alpha, sigma = (x.view(4, 1, 1, 1) for x in SDE.marginal(level))
-    eps = (at - alpha * audio) / sigma
-    expected = displacement(residual - eps, at / alpha)
-    assert_close(placed["place_a"], expected.detach(), rtol=1e-4, atol=1e-4)
-    assert_close(loss - plain, (weights[1] * expected).mean(), rtol=1e-3, atol=1e-3)
-    assert not placed["place_v"].any() and "place_a" not in parts  # a clean side is not out of place
 
 
 def test_base_models_are_asked_only_where_there_is_noise(generator):

@@ -22,7 +22,6 @@ import sample
 import script
 import train
 from data import Xylophone
-from displacement import displacement
 from score import VPSDE, FrozenModel
 
 ROOT = Path(train.__file__).parent
@@ -257,15 +256,43 @@ def test_denoising_loss_of_the_exact_clips_is_zero_and_of_silence_is_known(gener
     assert_close(parts["v_error"], (0.25 + 0.0625) / sigma**2)
 
 
+def test_displacement_is_most_of_the_error_of_a_ball_out_of_place_and_next_to_nothing_of_grain(generator, monkeypatch):
+    def clips(dx: float = 0.0, dy: float = 0.0) -> torch.Tensor:
+        """The same four clips, the ball moved by so many pixels."""
+        with monkeypatch.context() as patched:
+            hypot = torch.hypot
+            patched.setattr(torch, "hypot", lambda x, y: hypot(x - dx / 32, y - dy / 32))
+            return Xylophone().batch(4, torch.Generator().manual_seed(0), "video")[0]
+
+    x0 = clips()
+    for moved in (clips(dx=0.3), clips(dy=0.3), clips(dy=-0.3)):
+        share = objective.displacement(moved - x0, x0) / (moved - x0).square().flatten(1).mean(1)
+        assert (share > 0.55).all()
+    grain = torch.randn(x0.shape, generator=generator)
+    assert (objective.displacement(grain, x0) < 0.01).all()
+    assert_close(objective.displacement(3 * grain, x0), 9 * objective.displacement(grain, x0))
+
+
+@pytest.mark.parametrize("axis", [3, 4])
+def test_displacement_of_a_slope_is_all_of_its_error_and_nothing_of_an_error_across_it(axis):
+    """x0 = 0.3 y, drawn d pixels too low: the error is -0.3 d everywhere, and of either sign in turn it is no shift."""
+    ramp = 0.3 * torch.arange(16.0, dtype=torch.float64)
+    x0 = (ramp[:, None] if axis == 3 else ramp).expand(2, 3, 4, 16, 16)
+    error = torch.full_like(x0, -0.3 * 0.2)
+    whole = error.square().flatten(1).mean(1)
+    energy = 3 * 64 * 0.3**2  # of a window's slopes
+    assert_close(objective.displacement(error, x0), whole * energy / (energy + 1e-2))
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(8)
+    assert_close(objective.displacement(error * signs, x0), torch.zeros_like(whole))
+
+
 def test_motion_adds_the_displacement_to_the_loss_under_the_same_weight(generator):
     sde, x0 = VPSDE(), Xylophone().batch(4, generator, "video")[:1]
     t, eps = torch.tensor([0.05, 0.2, 0.5, 0.9]), (torch.randn(x0[0].shape, generator=generator),)
-    late = x0[0].roll(1, 3)
-    plain, with_motion = (
-        objective.denoising_loss(lambda xt, t: [late], sde, x0, t, eps, (0.3,), motion=w) for w in (0.0, 5.0)
-    )
+    dark = lambda xt, t: [torch.zeros_like(x) for x in xt]  # noqa: E731
+    plain, with_motion = (objective.denoising_loss(dark, sde, x0, t, eps, (0.3,), motion=w) for w in (0.0, 5.0))
     weight = 1 / sde.marginal(t)[1].clamp(min=0.3) ** 2
-    assert_close(with_motion[0] - plain[0], 5 * (weight * displacement(late - x0[0], late)).mean() / late[0].numel())
+    assert_close(with_motion[0] - plain[0], 5 * (weight * objective.displacement(-x0[0], x0[0])).mean())
     assert "displacement" not in plain[1] and "displacement" in with_motion[1]
 
 
