@@ -65,9 +65,10 @@ def test_steps_adds_a_row_for_each_solver_number_of_steps_and_weight_and_keeps_t
     with pytest.raises(SystemExit):
         systems("--seed", "3")
     other = Path(shutil.copytree(bases, tmp_path / "other"))
+    assert systems(*both, "--run", str(other)) == climbing  # the same weights elsewhere
     checkpoint.save(other / "model.pt", checkpoint.load(other / "model.pt") | {"step": 99})
     with pytest.raises(SystemExit):
-        systems("--steps", "2", "--run", str(other))
+        systems(*both, "--run", str(other))
     assert "holds rows for another --n, --seed or other weights" in capsys.readouterr().err
 
 
