@@ -83,9 +83,9 @@ def displacement(error: Tensor, x0: Tensor) -> Tensor:
     """Per clip (B,), that part of mean(error^2) which shows things in another place: error, x0 (B, C, T, H, W).
 
     To first order what is drawn dy too low is off by dy d x0 / d y. So the error is projected on the slopes of x0, in
-    windows of WINDOW x WINDOW pixels of a frame (as Lucas & Kanade 1981 find a motion). A quadratic form: added to
-    |error|^2 it leaves the best x0_hat E[x_0 | x_t], where its slopes are known; but a ball a tenth of a pixel off its
-    path, which is little of |error|^2, weighs more.
+    windows of WINDOW x WINDOW pixels of a frame (as Lucas & Kanade 1981 find a motion). A ball a tenth of a pixel off
+    its path is little of |error|^2 and most of this. A quadratic form: added to |error|^2 it leaves the best x0_hat
+    E[x_0 | x_t] as far as x_t tells the slopes; where noise hides them the minimum moves (docs/results.md).
     """
     total = 0.0
     for axis in (3, 4):
