@@ -139,6 +139,10 @@ class JointDiscriminator(nn.Module):
 
     Both modalities become feature sequences on one time axis, are mixed per time step by concatenation and product
     before any pooling, and only then pooled: dL/dv depends on a. SiLU throughout, for the second derivative.
+
+    What is linear up to n features has a gradient of n directions: too few, were they the `width` of a whole frame, to
+    move a ball wherever it is. So a picture's columns, `stride` pixels wide, have features of their own first, `column`
+    of each by the same weights, with a block in time.
     """
 
     def __init__(
@@ -148,7 +152,8 @@ class JointDiscriminator(nn.Module):
         text: tuple[int, int] = (0, 0),
         width: int = 96,
         embedding: int = 24,
-        filters: int = 16,
+        filters: tuple[int, int] = (24, 16),
+        column: int = 72,
         fusion: tuple = (1, 2, 4),
     ):
         super().__init__()
@@ -165,10 +170,12 @@ class JointDiscriminator(nn.Module):
         self.stride = max(1, min(4, min(height, width_px) // 4))  # in space, of windows of twice that
         self.time_stride = max(1, min(4, audio_shape[2] // (2 * frames)))  # two steps to a video frame
         rows, columns = ((n + 2 * (self.stride // 2)) // self.stride - 1 for n in (height, width_px))
-        self.video_in = nn.Linear(channels * (2 * self.stride) ** 2, filters)
-        self.video_frame = nn.Linear(filters * rows * columns, width)
-        self.audio_in = nn.Linear(audio_shape[0] * 8 * 2 * self.time_stride, filters)
-        self.audio_step = nn.Linear(filters * (audio_shape[1] // 2), width)
+        self.video_in = nn.Linear(channels * (2 * self.stride) ** 2, filters[0])
+        self.video_column = nn.Linear(filters[0] * rows, column)
+        self.column_block = TemporalBlock(column, embedding)
+        self.video_frame = nn.Linear(column * columns, width)
+        self.audio_in = nn.Linear(audio_shape[0] * 8 * 2 * self.time_stride, filters[1])
+        self.audio_step = nn.Linear(filters[1] * (audio_shape[1] // 2), width)
         self.video_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2))
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.factor_v, self.factor_a = nn.Linear(width, width), nn.Linear(width, width)
@@ -181,8 +188,8 @@ class JointDiscriminator(nn.Module):
     def encode(self, video: Tensor, audio: Tensor, t: Levels, *text: Tensor) -> tuple[Tensor, Tensor]:
         """Each modality alone: features in time of video (B, T, C) and audio (B, L / time_stride, C).
 
-        From pixels to the features of a time step everything is linear, a matched filter: where the noise is far above
-        the picture, a non-linearity would lose what only the sum of many pixels shows.
+        From pixels to the features of a time step there is a linear path, a matched filter: where the noise is far
+        above the picture, a non-linearity would lose what only the sum of many pixels shows.
         """
         time_v, time_a = (self.time(level) for level in both(t))
         if any(self.text):
@@ -201,7 +208,10 @@ class JointDiscriminator(nn.Module):
         kernel_a = self.audio_in.weight.unflatten(1, (audio.shape[1], 8, 2 * step))
         frames = video.transpose(1, 2).flatten(0, 1)
         frames = F.conv2d(frames, kernel_v, self.video_in.bias, stride=space, padding=space // 2)
-        v = self.video_frame(frames.flatten(1)).unflatten(0, (len(video), -1))
+        columns = self.video_column(frames.permute(0, 3, 1, 2).flatten(2))  # (B T, columns, C)
+        each = columns.unflatten(0, (len(video), -1)).transpose(1, 2)  # (B, columns, T, C)
+        each = self.column_block(each.flatten(0, 1), time_v.repeat_interleave(each.shape[1], 0)).view(each.shape)
+        v = self.video_frame(each.transpose(1, 2).flatten(2))
         bands = F.conv2d(audio, kernel_a, self.audio_in.bias, stride=(2, step), padding=(3, step // 2))
         a = self.audio_step(bands.flatten(1, 2).transpose(1, 2))  # of (B, filters, M/2, L / time_stride)
         for block in self.video_blocks:

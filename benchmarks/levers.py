@@ -109,7 +109,7 @@ ROWS = {  # options of train.py, and what else is another
     "width 144": ([], partial(network, width=144)),
     "fusion 1 block": ([], partial(network, fusion=(1,))),
     "fusion 6 blocks": ([], partial(network, fusion=(1, 2, 4, 1, 2, 4))),
-    "32 filters": ([], partial(network, filters=32)),
+    "32 filters": ([], partial(network, filters=(48, 32))),
 }
 
 

@@ -310,6 +310,18 @@ def test_discriminator_takes_time_axes_of_any_two_lengths(generator):
     assert JointDiscriminator()(v, a, torch.tensor([0.1, 0.9])).shape == (2,)
 
 
+def test_a_pictures_gradient_has_more_directions_than_a_frame_has_features(generator):
+    """Linear up to n features, a logit would have gradients in n directions, whatever the clips."""
+    torch.manual_seed(0)
+    network = JointDiscriminator(width=8, column=6).double()
+    v = torch.randn(60, 3, 16, 32, 32, generator=generator, dtype=torch.float64, requires_grad=True)
+    a = torch.randn(60, 1, 64, 128, generator=generator, dtype=torch.float64)
+    t = torch.linspace(0.1, 0.9, 60, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(network(v, a, t).sum(), v)
+    spread = torch.linalg.svdvals(gradient[:, :, 8].flatten(1))  # of one frame
+    assert int((spread > 1e-6 * spread[0]).sum()) == 6 * 8  # every feature of every column
+
+
 @pytest.mark.parametrize("dilation", [1, 4])
 def test_convolution_as_one_matrix_product_is_the_convolution(dilation, generator):
     ours, theirs = Conv1d(6, 5, 3, dilation), nn.Conv1d(6, 5, 3, padding=dilation, dilation=dilation)
