@@ -1,7 +1,8 @@
 """What one training step minimises, in two halves: a batch drawn and perturbed, and its loss.
 
     base, joint     E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, FINEST)^2, of one modality or of both; in a picture, that
-                    part of the error which puts things in another place may weigh more (displacement)
+                    part of the error which puts things in another place may weigh more (displacement), in a sound the
+                    error where it is loud (loudness)
     discriminator   discriminator_loss (discriminator.py), cross-entropy alone for the first steps of a run: it is cheap
                     and finds the pairing; then with the noise loss, which makes the gradient right. Half the pairs have
                     equal noise levels, for the joint score, most often where hits are decided; half have one side
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import distributed
+import media
 from discriminator import discriminator_loss
 from guidance import sample
 from pairs import both, joint_and_conditional, perturb_pairs
@@ -34,7 +36,7 @@ from seeds import stream
 
 LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where pairs of equal levels train the discriminator
 GROUP = 4  # clips that share a noise level: each is told from the three others
-FINEST = {"video": 0.3, "audio": 0.04}  # sigma: of weaker noise next to nothing depends, and its gradients are largest
+FINEST = {"video": 0.3, "audio": 0.3}  # sigma: next to nothing hangs on weaker noise, and its gradients are largest
 FINEST_PAIR = 0.3  # sigma / alpha: at weaker noise a clip itself tells the instants of its hits to less than a ms
 LOW = 2.5  # sigma / alpha (t = 0.44): below it what there is is settled, and where exactly is refined
 WINDOW = 8  # pixels a side in which a displacement is one
@@ -95,6 +97,15 @@ def displacement(error: Tensor, x0: Tensor) -> Tensor:
     return total / x0[0].numel()
 
 
+def loudness(audio: Tensor) -> Tensor:
+    """The amplitude that log-mel audio (B, 1, n_mels, L) stands for, 0.001 at the floor to 1.
+
+    Loud cells, of which a clip has few, tell when a hit is and how it swells; errors at the floor are not heard. Taken
+    of x0_hat, a function of x_t, a weight on errors leaves the best x0_hat at E[x_0 | x_t].
+    """
+    return 10 ** ((1 - audio.clamp(-1, 1)) / 2 * media.FLOOR_DB / 20)
+
+
 def denoising_loss(
     network: Callable[[tuple, Tensor], tuple],
     sde: VPSDE,
@@ -103,6 +114,7 @@ def denoising_loss(
     eps: tuple,
     finest: tuple,
     motion: float = 0.0,
+    loud: float = 0.0,
 ) -> tuple[Tensor, dict, Tensor]:
     """E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, finest)^2, a mean over the elements of each state (B, ...), summed over
     states, each with its own `finest`.
@@ -111,13 +123,18 @@ def denoising_loss(
     neither fine detail at small t nor the layout at large t, where it is decided when hits happen, is drowned by the
     other. Below `finest` detail would drown all else: at t = 0.005 gradients were 20 to 40 times those of t = 0.2. So
     the weight stops growing (as min-SNR does, Hang et al. 2023, 2303.09556). `motion` times the displacement is added
-    for a video model. Returns loss, parts per sample and t (B,).
+    for a video model; `loud` times the loudness is added to the weight of each cell for an audio model. Returns loss,
+    parts per sample and t (B,).
     """
     with mixed_precision(t.device):
         x0_hat = network(tuple(sde.perturb(x, t, e) for x, e in zip(x0, eps, strict=True)), t)
     errors = [(x - y).square().flatten(1).mean(1) for x, y in zip(x0_hat, x0, strict=True)]
     sigma, parts = sde.marginal(t)[1], {}
     loss = sum((e / sigma.clamp(min=f) ** 2).mean() for e, f in zip(errors, finest, strict=True))
+    if loud:
+        heard = (loudness(x0_hat[0].detach()) * (x0_hat[0] - x0[0]).square()).flatten(1).mean(1)
+        loss = loss + loud * (heard / sigma.clamp(min=finest[0]) ** 2).mean()
+        parts = {"loud_error": heard.detach() / sigma**2}
     if motion:
         moved = displacement(x0_hat[0] - x0[0], x0[0])
         loss = loss + motion * (moved / sigma.clamp(min=finest[0]) ** 2).mean()
@@ -181,7 +198,7 @@ def make_objective(
 
     if args.model != "discriminator":
         predict = of_states(network, args.model)
-        return denoising_batch, lambda batch: denoising_loss(predict, sde, *batch, finest, args.motion)
+        return denoising_batch, lambda batch: denoising_loss(predict, sde, *batch, finest, args.motion, args.loud)
     fake_pool = None if args.fakes == "shuffled" else generated_fakes(args, world, bases)
     return discriminator_batch, discriminator_step
 

@@ -26,6 +26,7 @@ DEFAULTS = {
     "start": "",
     "low": 0.0,
     "motion": 0.0,
+    "loud": 0.0,
     "batch": 32,
     "bce_weight": 3.0,
     "noise_weight": 2.0,
@@ -57,6 +58,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="start", metavar="FILE", help="model.pt to start from (default random weights)")
     parser.add_argument("--low", type=float, metavar="SHARE", help="of the clips at low noise alone (default 0)")
     parser.add_argument("--motion", type=float, metavar="W", help="of what is out of place, for video (default 0)")
+    parser.add_argument("--loud", type=float, metavar="W", help="of errors where it is loud, for audio (default 0)")
     parser.add_argument("--batch", type=int, help="clips a step, of all processes together (default 32)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default 1e-2)")
     parser.add_argument("--bce-weight", type=float, help="of the cross-entropy (default 3)")
@@ -107,6 +109,8 @@ def parse(description: str, argv: list[str] | None = None) -> argparse.Namespace
         parser.error("--low is in noise levels of this project's own models, not of --video-model and --audio-model")
     if args.motion < 0 or (args.motion and args.model != "video"):
         parser.error("--motion is a weight of at least 0, for train.py video")
+    if args.loud < 0 or (args.loud and args.model != "audio"):
+        parser.error("--loud is a weight of at least 0, for train.py audio")
     if not 0 <= args.low < 1:
         parser.error("--low is a share of the clips: from 0 up to, but not 1")
     if not 0 <= args.hold_out < 1:

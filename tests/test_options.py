@@ -17,6 +17,8 @@ from toy import run as toy
         (["video", "--low", "1"], "--low is a share of the clips"),
         (["audio", "--motion", "5"], "--motion is a weight of at least 0, for train.py video"),
         (["video", "--motion", "-1"], "--motion is a weight of at least 0, for train.py video"),
+        (["video", "--loud", "5"], "--loud is a weight of at least 0, for train.py audio"),
+        (["audio", "--loud", "-1"], "--loud is a weight of at least 0, for train.py audio"),
         (["--pairing", "index"], "--pairing is of --video-model and --audio-model, which are not given"),
         (["--video-model", "a", "--audio-model", "b", "--data", "f", "--bases", "c"], "--bases are this project's own"),
         (["--video-model", "a", "--audio-model", "b", "--data", "f", "--low", "0.5"], "--low is in noise levels of"),

@@ -296,6 +296,27 @@ def test_motion_adds_the_displacement_to_the_loss_under_the_same_weight(generato
     assert "displacement" not in plain[1] and "displacement" in with_motion[1]
 
 
+def test_loudness_is_the_amplitude_of_a_spectrogram():
+    wave = torch.sin(2 * math.pi * 1000 * torch.arange(16_000) / media.SAMPLE_RATE)
+    whole, half = (objective.loudness(media.log_mel(gain * wave[None])).amax() for gain in (0.4, 0.2))
+    assert 0.2 < whole < 1  # a mel band sums over some bins of the spectrum
+    assert_close(half, whole / 2)
+    assert_close(objective.loudness(torch.tensor([-1.0, -3.0])), torch.tensor([1e-3, 1e-3]))
+
+
+def test_loud_adds_errors_by_the_loudness_of_the_estimate_and_leaves_the_minimum_at_the_mean(generator):
+    """Of one x_t, two clips equally likely: the best x0_hat is their mean, however loud one of them is."""
+    sde, x0 = VPSDE(), (torch.tensor([0.8, -0.9])[:, None, None, None].expand(2, 1, 4, 5),)
+    t, eps = torch.tensor([0.2, 0.2]), (torch.zeros(2, 1, 4, 5),)
+    estimate = torch.full((1, 1, 4, 5), -0.05, requires_grad=True)
+    guess = lambda xt, t: [estimate.expand(2, 1, 4, 5)]  # noqa: E731
+    plain, loud = (objective.denoising_loss(guess, sde, x0, t, eps, (0.3,), loud=w)[0] for w in (0.0, 100.0))
+    amplitude = 10 ** (-1.05 / 2 * 60 / 20)
+    assert_close(loud, plain * (1 + 100 * amplitude))
+    (slope,) = torch.autograd.grad(loud, estimate)
+    assert slope.abs().max() < 1e-5 < torch.autograd.grad(guess(0, 0)[0].square().sum(), estimate)[0].abs().max()
+
+
 @pytest.mark.parametrize("kind", ["video", "audio", "joint"])
 def test_each_modality_has_a_finest_noise_of_its_own(kind, generator):
     """Of silence, x0_hat = 0, at a noise weaker than either: E|x0|^2 / FINEST^2."""
