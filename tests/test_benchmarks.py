@@ -14,7 +14,7 @@ import guidance
 import information
 import media
 import train
-from benchmarks import instants, levers, models, onsets, speed, steps
+from benchmarks import attacks, instants, levers, models, onsets, speed, steps
 from data import Xylophone
 from guidance import JointEps, time_grid
 from pairs import Noisy
@@ -236,3 +236,35 @@ def test_instants_reports_each_modality_and_the_shipped_pull_points_at_the_truth
     for kind in ("video", "audio"):
         assert rows[f"{kind}, given, 0.3"]["best weight"] > 1 and rows[f"{kind}, given, 0.3"]["explained"] > 0.15
     assert "best weight" in capsys.readouterr().out
+
+
+def test_attacks_fits_a_shift_and_a_loudness_and_leaves_the_rest(generator):
+    """Sounds of clips played 0.5 ms later and 0.3 dB louder, with grain of 0.6 dB."""
+    world, n = Xylophone(), 64
+    drawn = attacks.drawn_with_slopes(world, n, 3)
+    waveform = world.render(n, torch.Generator().manual_seed(3), 0.0005)[1]
+    moved = media.log_mel(10 ** (0.3 / 20) * waveform)
+    fitted = []
+    for clip, found in enumerate(drawn.found):
+        for start in [round(time * 64) - 3 for time, *_ in found]:
+            window = [x[clip, 0, :, start : start + 8] for x in (moved - drawn.audio, *drawn.slopes)]
+            (shift, gain), rest = attacks.fit(window[0], window[1:])
+            assert abs((rest * window[1]).sum()) < 1e-3 and abs((rest * window[2]).sum()) < 1e-3
+            fitted.append((shift, gain))
+    assert torch.tensor(fitted).median(0).values.tolist() == pytest.approx([0.5, 0.3], abs=0.03)
+    grain = 0.6 * attacks.DECIBEL * torch.randn(moved.shape, generator=generator)
+    still, moved, grainy = (attacks.row(x, drawn) for x in (drawn.audio, moved, drawn.audio + grain))
+    assert still["shift"] < 1e-5 and still["attack error"] < 1e-5 and still["onset error"] == still["real"]
+    assert moved["shift"] == pytest.approx(0.5, abs=0.05)
+    assert grainy["attack error"] == pytest.approx(0.6, rel=0.1) and grainy["shift"] < 0.1
+
+
+def test_attacks_reports_the_sound_of_a_picture_and_of_each_level(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(attacks, "LEVELS", (0.1,))
+    monkeypatch.setattr(attacks, "NOISES", 1)
+    attacks.main(["--n", "8", "--out", str(tmp_path)])
+    systems = json.loads((tmp_path / "report.json").read_text())["systems"]
+    assert list(systems) == ["audio given video", "mean estimate at 0.1"]
+    for row in systems.values():
+        assert row["hits"] > 5 and 0 < row["attack error"] < 3 and row["shift"] < 3
+    assert "attack error" in capsys.readouterr().out
