@@ -81,20 +81,20 @@ def of_states(network: nn.Module, kind: str) -> Callable[[tuple, Tensor], tuple]
     return network if kind == "joint" else lambda states, t: (network(*states, t),)
 
 
-def displacement(error: Tensor, x0: Tensor) -> Tensor:
-    """Per clip (B,), that part of mean(error^2) which shows things in another place: error, x0 (B, C, T, H, W).
+def displacement(error: Tensor, x0_hat: Tensor) -> Tensor:
+    """Per clip (B,), that part of mean(error^2) which shows things in another place: error, x0_hat (B, C, T, H, W).
 
-    To first order what is drawn dy too low is off by dy d x0 / d y. So the error is projected on the slopes of x0, in
-    windows of WINDOW x WINDOW pixels of a frame (as Lucas & Kanade 1981 find a motion). A ball a tenth of a pixel off
-    its path is little of |error|^2 and most of this. A quadratic form: added to |error|^2 it leaves the best x0_hat
-    E[x_0 | x_t] as far as x_t tells the slopes; where noise hides them the minimum moves (docs/results.md).
+    To first order what is drawn dy too low is off by dy d x0 / d y. So the error is projected on the slopes of x0_hat,
+    in windows of WINDOW x WINDOW pixels of a frame (as Lucas & Kanade 1981 find a motion). A ball a tenth of a pixel
+    off its path is little of |error|^2 and most of this. A quadratic form that x_t tells: added to |error|^2 it leaves the
+    best x0_hat at E[x_0 | x_t], as slopes of x_0 itself would not.
     """
     total = 0.0
     for axis in (3, 4):
-        (slope,) = torch.gradient(x0, dim=axis)
+        (slope,) = torch.gradient(x0_hat, dim=axis)
         along, energy = (WINDOW**2 * F.avg_pool2d((x * slope).sum(1), WINDOW).flatten(1) for x in (error, slope))
-        total = total + (along.square() / (energy + 1e-2)).sum(1)  # (B, windows) -> (B,)
-    return total / x0[0].numel()
+        total = total + (along.square() / (energy + 0.1)).sum(1)  # (B, windows) -> (B,)
+    return total / x0_hat[0].numel()
 
 
 def loudness(audio: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def denoising_loss(
         loss = loss + loud * (heard / sigma.clamp(min=finest[0]) ** 2).mean()
         parts = {"loud_error": heard.detach() / sigma**2}
     if motion:
-        moved = displacement(x0_hat[0] - x0[0], x0[0])
+        moved = displacement(x0_hat[0] - x0[0], x0_hat[0].detach())
         loss = loss + motion * (moved / sigma.clamp(min=finest[0]) ** 2).mean()
         parts = {"displacement": moved.detach() / sigma**2}
     return loss, {"v_error": sum(errors).detach() / sigma**2} | parts, t
