@@ -86,8 +86,8 @@ def displacement(error: Tensor, x0_hat: Tensor) -> Tensor:
 
     To first order what is drawn dy too low is off by dy d x0 / d y. So the error is projected on the slopes of x0_hat,
     in windows of WINDOW x WINDOW pixels of a frame (as Lucas & Kanade 1981 find a motion). A ball a tenth of a pixel
-    off its path is little of |error|^2 and most of this. A quadratic form that x_t tells: added to |error|^2 it leaves the
-    best x0_hat at E[x_0 | x_t], as slopes of x_0 itself would not.
+    off its path is little of |error|^2 and most of this. A quadratic form that x_t tells: added to |error|^2 it leaves
+    the best x0_hat at E[x_0 | x_t], as slopes of x_0 itself would not.
     """
     total = 0.0
     for axis in (3, 4):
