@@ -12,10 +12,10 @@ made is to first order x moved and amplified, and what is left:
 `onset error` is the median of |seen - heard|, as in hits.py, `attack error` the root mean square of the rest, in dB,
 where x is within 10 dB of the loudest in the window. What each costs is heard in sounds of which one half is true:
 
-    its shifts, true attacks       when x is heard, later by the shift
-    its attacks, true instants     when what is made is heard, earlier by the shift
+    shifts alone      when x is heard, later by the shift
+    attacks alone     when what is made is heard, earlier by the shift
 
-The second table asks the audio model alone: the mean of its x0_hat over fresh noises on x. Noise that is its own is
+The other rows ask the audio model alone: the mean of its x0_hat over fresh noises on x. Noise that is its own is
 averaged away there, and what is left is what the network itself gets wrong.
 """
 
@@ -83,7 +83,7 @@ def fit(difference: Tensor, slopes: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def row(made: Tensor, drawn: Drawn) -> dict[str, float]:
-    """One line of either table, over the hits that picture, x and made all show; medians but for the attack error."""
+    """One line of the table, over the hits that picture, x and made all show; medians but for the attack error."""
     per_second = media.SAMPLE_RATE / media.HOP
     heard, columns = hits.hear(made), []
     for clip, found in enumerate(drawn.found):
@@ -106,8 +106,8 @@ def row(made: Tensor, drawn: Drawn) -> dict[str, float]:
     return {
         "hits": len(columns),
         "onset error": median(seen - made_heard),
-        "its shifts, true attacks": median(seen - true - shift),
-        "its attacks, true instants": median(seen - made_heard + shift),
+        "shifts alone": median(seen - true - shift),
+        "attacks alone": median(seen - made_heard + shift),
         "real": median(seen - true),
         "shift": median(shift),
         "attack error": rest.mean().sqrt().item(),
