@@ -12,8 +12,11 @@ so m descends KL(N(alpha m, sigma^2 I) || q_t), as in score distillation (Poole 
 left to be decided and a clip has one right detail (a ball is on its path or it is not), errors that a solver carries
 from step to step are averaged away. Where detail is random, such as grain, none of it is left.
 
-The last AGAIN steps look at this m, each through fresh noise too weak to hide anything, and the plain mean of their
-x0_hat is returned. For m is not quite a clip: a discriminator moves a hit along its gradient, a straight line, where
+The last AGAIN steps look at this m, each through fresh noise too weak to hide anything, and the mean is returned of
+
+    x0_hat(alpha m + sigma z_j, WEAK),    z_j ~ N(0, I),    j = 1 ... AGAIN
+
+For m is not quite a clip: a discriminator moves a hit along its gradient, a straight line, where
 clips lie on a curve, and an attack seen through noise is a mean of attacks, none of them as sharp. At weak noise a base
 model knows an attack or a ball as it is. None of them looks at what another one gave: errors would add up.
 
