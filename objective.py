@@ -36,8 +36,7 @@ from seeds import stream
 
 LEVEL_MEAN, LEVEL_SPREAD = 0.1, 0.6  # of logit t, where pairs of equal levels train the discriminator
 GROUP = 4  # clips that share a noise level: each is told from the three others
-FINEST = {"video": 0.3, "audio": 0.3}  # sigma: next to nothing hangs on weaker noise, and its gradients are largest
-FINEST_PAIR = 0.3  # sigma / alpha: at weaker noise a clip itself tells the instants of its hits to less than a ms
+FINEST = 0.3  # sigma, next to sigma / alpha: at weaker noise a clip itself tells the instants of its hits to a ms
 LOW = 2.5  # sigma / alpha (t = 0.44): below it what there is is settled, and where exactly is refined
 WINDOW = 8  # pixels a side in which a displacement is one
 FAKES = 1024  # pairs drawn from the base models for --fakes generated
@@ -58,11 +57,11 @@ def uniform(u: Tensor, sde: VPSDE) -> Tensor:
     return sde.t_min + (1 - sde.t_min) * u
 
 
-def more_low(u: Tensor, low: float, finest: float, others: Callable[[Tensor, VPSDE], Tensor], sde: VPSDE) -> Tensor:
-    """Noise levels from uniform draws u: a share `low` of them alone from sigma / alpha = finest to LOW, uniform in its
+def more_low(u: Tensor, low: float, others: Callable[[Tensor, VPSDE], Tensor], sde: VPSDE) -> Tensor:
+    """Noise levels from uniform draws u: a share `low` of them alone from sigma / alpha = FINEST to LOW, uniform in its
     logarithm, the rest as `others` has them.
     """
-    ratio = math.log(finest) + math.log(LOW / finest) * u / max(low, 1e-9)
+    ratio = math.log(FINEST) + math.log(LOW / FINEST) * u / max(low, 1e-9)
     rest = others(((u - low) / (1 - low)).clamp(0, 1), sde)
     return torch.where(u < low, sde.time_at(-2 * ratio), rest)
 
@@ -112,16 +111,15 @@ def denoising_loss(
     x0: tuple,
     t: Tensor,
     eps: tuple,
-    finest: tuple,
     motion: float = 0.0,
     loud: float = 0.0,
 ) -> tuple[Tensor, dict, Tensor]:
-    """E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, finest)^2, a mean over the elements of each state (B, ...), summed over
-    states, each with its own `finest`.
+    """E |x0_hat(x_t, t) - x_0|^2 / max(sigma_t, FINEST)^2, a mean over the elements of each state (B, ...), summed over
+    states.
 
     The weight 1 / sigma_t^2 makes it the error of v = alpha_t eps - sigma_t x_0 (Salimans & Ho 2022, 2202.00512):
     neither fine detail at small t nor the layout at large t, where it is decided when hits happen, is drowned by the
-    other. Below `finest` detail would drown all else: at t = 0.005 gradients were 20 to 40 times those of t = 0.2. So
+    other. Below FINEST detail would drown all else: at t = 0.005 gradients were 20 to 40 times those of t = 0.2. So
     the weight stops growing (as min-SNR does, Hang et al. 2023, 2303.09556). `motion` times the displacement is added
     for a video model; `loud` times the loudness is added to the weight of each cell for an audio model. Returns loss,
     parts per sample and t (B,).
@@ -130,14 +128,15 @@ def denoising_loss(
         x0_hat = network(tuple(sde.perturb(x, t, e) for x, e in zip(x0, eps, strict=True)), t)
     errors = [(x - y).square().flatten(1).mean(1) for x, y in zip(x0_hat, x0, strict=True)]
     sigma, parts = sde.marginal(t)[1], {}
-    loss = sum((e / sigma.clamp(min=f) ** 2).mean() for e, f in zip(errors, finest, strict=True))
+    weight = 1 / sigma.clamp(min=FINEST) ** 2
+    loss = (weight * sum(errors)).mean()
     if loud:
         heard = (loudness(x0_hat[0].detach()) * (x0_hat[0] - x0[0]).square()).flatten(1).mean(1)
-        loss = loss + loud * (heard / sigma.clamp(min=finest[0]) ** 2).mean()
+        loss = loss + loud * (weight * heard).mean()
         parts = {"loud_error": heard.detach() / sigma**2}
     if motion:
         moved = displacement(x0_hat[0] - x0[0], x0_hat[0].detach())
-        loss = loss + motion * (moved / sigma.clamp(min=finest[0]) ** 2).mean()
+        loss = loss + motion * (weight * moved).mean()
         parts = {"displacement": moved.detach() / sigma**2}
     return loss, {"v_error": sum(errors).detach() / sigma**2} | parts, t
 
@@ -156,13 +155,12 @@ def make_objective(
 ) -> tuple[Callable[[int], tuple], Callable[[tuple], tuple[Tensor, dict[str, Tensor], Tensor]]]:
     """make_batch(k) and loss_of(batch) -> (loss, parts per sample, t), of this process's rows of batch k."""
     device, rows = torch.device(args.device), distributed.rows(args.batch)
-    finest = tuple(f for kind, f in FINEST.items() if args.model in (kind, "joint"))
 
     def denoising_batch(k: int) -> tuple:
         generator = stream(args.seed, k)
         only = "both" if args.model == "joint" else args.model
         x0 = tuple(x.to(device) for x in world.batch(args.batch, generator, only, rows) if x is not None)
-        t = more_low(stratified(args.batch, generator)[rows], args.low, min(finest), uniform, sde)
+        t = more_low(stratified(args.batch, generator)[rows], args.low, uniform, sde)
         eps = tuple(torch.randn(args.batch, *x.shape[1:], generator=generator)[rows].to(device) for x in x0)
         return x0, t.to(device), eps
 
@@ -171,7 +169,7 @@ def make_objective(
         video, audio, *told = world.batch(args.batch, generator, rows=rows)
         real = [x.to(device) for x in (video, audio)]
         u = stratified(args.batch // GROUP, generator)
-        choices = (more_low(u, args.low, FINEST_PAIR, others, sde) for others in (logit_normal, uniform))
+        choices = (more_low(u, args.low, others, sde) for others in (logit_normal, uniform))
         t, alone = (world.levels(t) if args.video_model else t for t in choices)
         levels = joint_and_conditional(t, sde.t_min, generator, alone)
         t = tuple(level.repeat_interleave(GROUP)[rows].to(device) for level in levels)
@@ -198,7 +196,7 @@ def make_objective(
 
     if args.model != "discriminator":
         predict = of_states(network, args.model)
-        return denoising_batch, lambda batch: denoising_loss(predict, sde, *batch, finest, args.motion, args.loud)
+        return denoising_batch, lambda batch: denoising_loss(predict, sde, *batch, args.motion, args.loud)
     fake_pool = None if args.fakes == "shuffled" else generated_fakes(args, world, bases)
     return discriminator_batch, discriminator_step
 

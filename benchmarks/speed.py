@@ -31,7 +31,7 @@ from data import Xylophone
 from discriminator import discriminator_loss
 from guidance import JointEps, unguided_eps
 from manifest import save_report
-from objective import FINEST, GROUP, denoising_loss, mixed_precision, of_states
+from objective import GROUP, denoising_loss, mixed_precision, of_states
 from pairs import perturb_pairs
 from score import VPSDE, FrozenModel
 
@@ -70,8 +70,7 @@ def make_parts(size: int, batch: int, device: str, clips: Path) -> dict[str, Cal
 
     def denoising_step(kind: str, only: slice = slice(2)) -> None:
         networks[kind].zero_grad()
-        finest = tuple(FINEST.values())[only]
-        denoising_loss(of_states(networks[kind], kind), sde, pair[only], t, eps[only], finest)[0].backward()
+        denoising_loss(of_states(networks[kind], kind), sde, pair[only], t, eps[only])[0].backward()
 
     return {
         "unguided sampler step": lambda: unguided(pair, t),

@@ -204,13 +204,13 @@ def test_noise_levels_are_stratified(generator):
 
 def test_low_puts_a_share_of_the_clips_at_low_noise_uniform_in_its_logarithm():
     sde, u = VPSDE(), (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    assert_close(objective.more_low(u, 0.0, 0.1, objective.uniform, sde), sde.t_min + (1 - sde.t_min) * u)
-    assert_close(objective.more_low(u, 0.0, 0.1, objective.logit_normal, sde).float(), objective.logit_normal(u, sde))
+    assert_close(objective.more_low(u, 0.0, objective.uniform, sde), sde.t_min + (1 - sde.t_min) * u)
+    assert_close(objective.more_low(u, 0.0, objective.logit_normal, sde).float(), objective.logit_normal(u, sde))
     for low in (0.3, 0.9):
-        t = objective.more_low(u, low, 0.1, objective.uniform, sde)
+        t = objective.more_low(u, low, objective.uniform, sde)
         few = round(1000 * low)
         alpha, sigma = sde.marginal(t)
-        of_log = torch.log(sigma / alpha / 0.1)[:few] / math.log(objective.LOW / 0.1)
+        of_log = torch.log(sigma / alpha / objective.FINEST)[:few] / math.log(objective.LOW / objective.FINEST)
         assert_close(of_log, (torch.arange(few, dtype=torch.float64) + 0.5) / few)
         others = (torch.arange(1000 - few, dtype=torch.float64) + 0.5) / (1000 - few)
         assert_close(t[few:], sde.t_min + (1 - sde.t_min) * others)
@@ -244,15 +244,15 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_denoising_loss_of_the_exact_clips_is_zero_and_of_silence_is_known(generator):
-    """x0_hat = 0 costs E|x0|^2 / max(sigma, finest)^2, summed over the modalities."""
+    """x0_hat = 0 costs E|x0|^2 / max(sigma, FINEST)^2, summed over the modalities."""
     sde, x0 = VPSDE(), (torch.full((64, 1, 4, 4), 0.5), torch.full((64, 3, 2), 0.25))
-    t, finest = objective.stratified(64, generator).clamp(min=0.01), (0.3, 0.1)
+    t = objective.stratified(64, generator).clamp(min=0.01)
     eps = tuple(torch.randn(x.shape, generator=generator) for x in x0)
-    assert objective.denoising_loss(lambda xt, t: x0, sde, x0, t, eps, finest)[0] == 0
-    loss, parts, _ = objective.denoising_loss(lambda xt, t: [torch.zeros_like(x) for x in xt], sde, x0, t, eps, finest)
+    assert objective.denoising_loss(lambda xt, t: x0, sde, x0, t, eps)[0] == 0
+    loss, parts, _ = objective.denoising_loss(lambda xt, t: [torch.zeros_like(x) for x in xt], sde, x0, t, eps)
     sigma = sde.marginal(t)[1]
-    assert (sigma < 0.1).any() and ((sigma > 0.1) & (sigma < 0.3)).any() and (sigma > 0.3).any()
-    assert_close(loss, (0.25 / sigma.clamp(min=0.3) ** 2 + 0.0625 / sigma.clamp(min=0.1) ** 2).mean())
+    assert (sigma < objective.FINEST).any() and (sigma > objective.FINEST).any()
+    assert_close(loss, ((0.25 + 0.0625) / sigma.clamp(min=objective.FINEST) ** 2).mean())
     assert_close(parts["v_error"], (0.25 + 0.0625) / sigma**2)
 
 
@@ -291,8 +291,8 @@ def test_motion_adds_the_displacement_along_the_slopes_of_the_estimate_under_the
     t, eps = torch.tensor([0.05, 0.2, 0.5, 0.9]), (torch.randn(x0[0].shape, generator=generator),)
     other = Xylophone().batch(4, generator, "video")[0].requires_grad_()
     guess = lambda xt, t: [other]  # noqa: E731
-    plain, with_motion = (objective.denoising_loss(guess, sde, x0, t, eps, (0.3,), motion=w) for w in (0.0, 5.0))
-    weight = 1 / sde.marginal(t)[1].clamp(min=0.3) ** 2
+    plain, with_motion = (objective.denoising_loss(guess, sde, x0, t, eps, motion=w) for w in (0.0, 5.0))
+    weight = 1 / sde.marginal(t)[1].clamp(min=objective.FINEST) ** 2
     added = 5 * (weight * objective.displacement(other - x0[0], other.detach())).mean()
     assert_close(with_motion[0] - plain[0], added)
     slopes = [torch.autograd.grad(loss, other)[0] for loss in (with_motion[0], plain[0], added)]
@@ -314,26 +314,11 @@ def test_loud_adds_errors_by_the_loudness_of_the_estimate_and_leaves_the_minimum
     t, eps = torch.tensor([0.2, 0.2]), (torch.zeros(2, 1, 4, 5),)
     estimate = torch.full((1, 1, 4, 5), -0.05, requires_grad=True)
     guess = lambda xt, t: [estimate.expand(2, 1, 4, 5)]  # noqa: E731
-    plain, loud = (objective.denoising_loss(guess, sde, x0, t, eps, (0.3,), loud=w)[0] for w in (0.0, 100.0))
+    plain, loud = (objective.denoising_loss(guess, sde, x0, t, eps, loud=w)[0] for w in (0.0, 100.0))
     amplitude = 10 ** (-1.05 / 2 * 60 / 20)
     assert_close(loud, plain * (1 + 100 * amplitude))
     (slope,) = torch.autograd.grad(loud, estimate)
     assert slope.abs().max() < 1e-5 < torch.autograd.grad(guess(0, 0)[0].square().sum(), estimate)[0].abs().max()
-
-
-@pytest.mark.parametrize("kind", ["video", "audio", "joint"])
-def test_each_modality_has_a_finest_noise_of_its_own(kind, generator):
-    """Of silence, x0_hat = 0, at a noise weaker than either: E|x0|^2 / FINEST^2."""
-    sde, kinds = VPSDE(), ("video", "audio") if kind == "joint" else (kind,)
-
-    def silence(states, t):
-        return tuple(torch.zeros_like(x) for x in states) if kind == "joint" else torch.zeros_like(states)
-
-    _, loss_of = objective.make_objective(train.parse([kind]), silence, Xylophone(), sde, ())
-    x0 = tuple(torch.full((2, 3, 4), 0.5) for _ in kinds)
-    loss, _, _ = loss_of((x0, torch.full((2,), sde.t_min), tuple(torch.zeros_like(x) for x in x0)))
-    assert sde.marginal(torch.tensor([sde.t_min]))[1] < min(objective.FINEST.values())
-    assert_close(loss, torch.tensor(sum(0.25 / objective.FINEST[kind] ** 2 for kind in kinds)))
 
 
 def test_batches_made_ahead_come_in_order_and_are_a_function_of_seed_and_step(bases):
