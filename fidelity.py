@@ -4,6 +4,7 @@
     histogram  total variation 1/2 sum |p - q| between the shares of clips with 0, 1, ... hits, or of hits on each bar
     gravity    g = -(h_{k+1} - 2 h_k + h_{k-1}) fps^2, from the ball's height in three frames of one flight
     no ball    share of clips of which a frame has lost its ball
+    no plumb   share of clips whose ball moves sideways before its first impact
     seam       how much more a clip changes across the cut where its given start ends
     nearest    RMS distance of a clip to the closest one drawn in training, or of its own set
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import data
-from hits import Hit, ball_cover, ball_height
+from hits import Hit, ball_column, ball_cover, ball_height
 
 PART = 64  # clips that go through the random network at a time
 
@@ -84,6 +85,18 @@ def without_ball(video: Tensor) -> float:
     return (ball_cover((video.clamp(-1, 1) + 1) / 2).amax((2, 3)) < 0.5).any(1).float().mean().item()
 
 
+def without_plumb(video: Tensor, seen: list[list[Hit]], fps: int) -> float:
+    """Share of the clips video (B, 3, T, H, W) whose ball moves by half a bar or more from a frame to the next before
+    its first impact, seen or, where none is, to the clip's end: it should hang, and then fall, in one place.
+    """
+    picture = (video.clamp(-1, 1) + 1) / 2
+    moved = ball_column(picture).diff(dim=1).abs() >= 0.5  # (B, T - 1), of frames t and t + 1
+    there = ball_height(picture) > 0
+    impact = torch.tensor([clip[0][0] if clip else torch.inf for clip in seen])
+    before = torch.arange(1, video.shape[2]) / fps < impact[:, None]
+    return (moved & before & there[:, 1:] & there[:, :-1]).any(1).float().mean().item()
+
+
 def nearest(x: Tensor, y: Tensor | None = None) -> float:
     """Median over clips x (n, ...) of the RMS distance to the nearest of y (m, ...), or of the others of x."""
     distance = torch.cdist(x.flatten(1), (x if y is None else y).flatten(1)) / x[0].numel() ** 0.5
@@ -104,6 +117,7 @@ def statistics(clips: dict, real: dict, training: tuple[Tensor, Tensor], fps: in
     low, middle, high = g.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist() if len(g) else (None, None, None)
     out |= {"gravity": middle, "gravity_spread": high - low if len(g) else None}
     out |= {"without_ball": without_ball(clips["video"])}
+    out |= {"without_plumb": without_plumb(clips["video"], clips["seen"], fps)}
     for name, drawn in zip(("video", "audio"), training, strict=True):
         out |= {f"{name}_nearest_training": nearest(clips[name], drawn), f"{name}_nearest_own": nearest(clips[name])}
     return out

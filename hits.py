@@ -65,6 +65,14 @@ def ball_height(picture: Tensor) -> Tensor:
     return (centre - data.BAR_TOP - data.RADIUS).clamp(min=0)
 
 
+def ball_column(picture: Tensor) -> Tensor:
+    """Place (B, T) of the ball along the row of bars, in bars from the left: the centroid of its pixels above them."""
+    cover = ball_cover(picture)
+    cover = (cover * (cover > 0.3)).sum(2)
+    middles = (torch.arange(cover.shape[2]) + 0.5) * len(data.SCALE) / cover.shape[2]
+    return (cover * middles).sum(2) / cover.sum(2).clamp(min=1e-6)
+
+
 def fall_time(ball: Tensor, k: int, step: float) -> float:
     """Seconds s from frame k to the impact, from the heights at frames k - 1 and k: h1 = v s + g/2 s^2."""
     if k == 0:

@@ -69,6 +69,23 @@ def test_a_clip_with_a_frame_without_its_ball_is_found():
     assert fidelity.without_ball(video) == pytest.approx(0.4)
 
 
+def test_a_ball_that_moves_sideways_before_its_first_impact_is_found_and_one_in_flight_is_not():
+    """Of four clips two are moved aside by 3/4 of a bar in a frame of the fall, one by 1/4, one after the impact."""
+    video, _ = Xylophone().batch(256, torch.Generator().manual_seed(0), only="video")
+    seen = hits.see(video)
+    assert fidelity.without_plumb(video, seen, 8) == 0
+    assert fidelity.without_plumb(video, [[] for _ in seen], 8) > 0.5  # flights are sideways
+    late = [k for k, clip in enumerate(seen) if clip and 1 < clip[0][0] < 1.2 and 1 < clip[0][1] < 6][:4]
+    video, seen, sky = video[late].clone(), [seen[k] for k in late], round((1 - data.BAR_TOP) * 32)
+    for clip, frame, pixels in ((0, 4, 3), (1, 0, -3), (2, 12, 3), (3, 4, 1)):
+        video[clip, :, frame, :sky] = video[clip, :, frame, :sky].roll(pixels, 2)
+    assert fidelity.without_plumb(video, seen, 8) == 0.5
+    empty = video.new_tensor(data.BACKGROUND)[:, None, None] / 127.5 - 1
+    video[:, :, 3:6, :sky] = empty
+    video[1, :, 0] = video[1, :, 1]
+    assert fidelity.without_plumb(video, seen, 8) == 0  # where there is no ball, none moves
+
+
 def test_nearest_neighbours_find_a_repeated_and_a_memorised_clip(generator):
     x, training = torch.randn(8, 2, 50, generator=generator), torch.randn(20, 2, 50, generator=generator)
     assert fidelity.nearest(x, training) == pytest.approx(
