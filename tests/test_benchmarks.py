@@ -14,10 +14,10 @@ import guidance
 import information
 import media
 import train
-from benchmarks import attacks, instants, levers, models, onsets, speed, steps
+from benchmarks import attacks, instants, levers, models, onsets, reach, speed, steps
 from data import Xylophone
 from guidance import JointEps, time_grid
-from pairs import Noisy
+from pairs import Noisy, perturb_pairs
 from score import VPSDE, FrozenModel
 from toy.target import ExactEps, gaussian
 
@@ -268,3 +268,35 @@ def test_attacks_reports_the_sound_of_a_picture_and_of_each_level(tmp_path, monk
     for row in systems.values():
         assert row["hits"] > 5 and 0 < row["attack error"] < 3 and row["shift"] < 3
     assert "attack error" in capsys.readouterr().out
+
+
+def test_reach_explains_what_a_residual_has_right_and_no_frame_after_the_first_hit(bases):
+    """A residual that is what is missing in the last three frames, twice that in the one before, nothing earlier."""
+    *base_models, _ = checkpoint.load_run(bases)
+    *pairs, first = reach.late_pairs(Xylophone(), 6, 3)
+    assert (first > 16 * reach.LATE[0]).all() and (first < 16 * reach.LATE[1]).all()
+    t, seed = torch.full((6,), 0.5), 5
+    before = first[:, None].floor() - torch.arange(16)
+    times = torch.where(before < 3, 1.0, torch.where(before == 3, 2.0, 0.0))[:, None, :, None, None]
+    missing = perturb_pairs(*base_models, pairs, t, reach.stream(seed, 1)).missing[0] * times
+    sigma = VPSDE().marginal(t)[1]
+    logit = lambda v, a, t: -(v * missing).flatten(1).sum(1) / sigma + 0 * a.flatten(1).sum(1)  # noqa: E731
+    row = reach.explained((*base_models, logit), pairs, first, t, seed)
+    last = int(before.max()) + 1
+    assert last > 10
+    assert_close(torch.tensor(row["explained"]), torch.tensor([1.0, 1.0, 1.0] + [0.0] * (last - 3)), atol=1e-5, rtol=0)
+    assert_close(
+        torch.tensor(row["length"]), torch.tensor([1.0, 1.0, 1.0, 4.0] + [0.0] * (last - 4)), atol=1e-4, rtol=0
+    )
+
+
+def test_reach_reports_each_level(bases, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reach, "LEVELS", (0.5, 0.7))
+    reach.main(["--n", "3", "--run", str(bases), "--out", str(tmp_path)])
+    levels = json.loads((tmp_path / "report.json").read_text())["levels"]
+    assert list(levels) == ["0.5", "0.7"] and all(
+        len(row["explained"]) == len(row["length"]) for row in levels.values()
+    )
+    assert "frames before the first hit" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        reach.main(["--n", "0"])
