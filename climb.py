@@ -16,9 +16,9 @@ The last AGAIN steps look at this m, each through fresh noise too weak to hide a
 
     x0_hat(alpha m + sigma z_j, WEAK),    z_j ~ N(0, I),    j = 1 ... AGAIN
 
-For m is not quite a clip: a discriminator moves a hit along its gradient, a straight line, where
-clips lie on a curve, and an attack seen through noise is a mean of attacks, none of them as sharp. At weak noise a base
-model knows an attack or a ball as it is. None of them looks at what another one gave: errors would add up.
+For m is not quite a clip: a discriminator moves a hit along its gradient, a straight line, where clips lie on a curve,
+and an attack seen through noise is a mean of attacks, none of them as sharp. At weak noise a base model knows an attack
+or a ball as it is. None of them looks at what another one gave: errors would add up.
 
 Used by guidance.py, below the noise level that sample.py and evaluate.py name --climb.
 """
