@@ -56,10 +56,14 @@ def rises(picture: Tensor) -> Tensor:
     return 1 - (torch.arange(height) + 0.5) / height
 
 
+def solid(cover: Tensor) -> Tensor:
+    """Without the pixels of which a ball covers less than 0.3: grain, which would draw a centroid to the middle."""
+    return cover * (cover > 0.3)
+
+
 def ball_height(picture: Tensor) -> Tensor:
     """Height (B, T) of the ball above contact, in picture heights: the centroid of its pixels above the bars."""
-    cover = ball_cover(picture)
-    cover = cover * (cover > 0.3)
+    cover = solid(ball_cover(picture))
     weight = cover.sum((2, 3))
     centre = (cover.sum(3) * rises(picture)).sum(2) / weight.clamp(min=1e-6)
     return (centre - data.BAR_TOP - data.RADIUS).clamp(min=0)
@@ -67,8 +71,7 @@ def ball_height(picture: Tensor) -> Tensor:
 
 def ball_column(picture: Tensor) -> Tensor:
     """Place (B, T) of the ball along the row of bars, in bars from the left: the centroid of its pixels above them."""
-    cover = ball_cover(picture)
-    cover = (cover * (cover > 0.3)).sum(2)
+    cover = solid(ball_cover(picture)).sum(2)
     middles = (torch.arange(cover.shape[2]) + 0.5) * len(data.SCALE) / cover.shape[2]
     return (cover * middles).sum(2) / cover.sum(2).clamp(min=1e-6)
 

@@ -75,6 +75,11 @@ def test_a_ball_that_moves_sideways_before_its_first_impact_is_found_and_one_in_
     seen = hits.see(video)
     assert fidelity.without_plumb(video, seen, 8) == 0
     assert fidelity.without_plumb(video, [[] for _ in seen], 8) > 0.5  # flights are sideways
+    places = hits.ball_column(video / 2 + 0.5)[:, 0].tolist()
+    hung = torch.tensor(
+        [(x, clip[0][1] + 0.5) for x, clip in zip(places, seen, strict=True) if clip and 0 < clip[0][1] < 7]
+    )
+    assert (hung[:, 0] - hung[:, 1]).abs().max() < 1e-3  # above the middle of the bar it will hit; an edge cuts a ball
     late = [k for k, clip in enumerate(seen) if clip and 1 < clip[0][0] < 1.2 and 1 < clip[0][1] < 6][:4]
     video, seen, sky = video[late].clone(), [seen[k] for k in late], round((1 - data.BAR_TOP) * 32)
     for clip, frame, pixels in ((0, 4, 3), (1, 0, -3), (2, 12, 3), (3, 4, 1)):
