@@ -119,6 +119,23 @@ class TemporalBlock(nn.Module):
         return x + self.out(F.silu(self.conv(F.silu(self.norm(x))) * (1 + scale) + shift))
 
 
+class LongFilter(nn.Module):
+    """x + filter(SiLU(norm(x))), each channel along all of the time by 2 steps - 1 taps of its own; x (B, steps, C).
+
+    What is heard at one step bears on what is seen long before it. The taps, (C, 1, 2 steps - 1), are zero at first.
+    """
+
+    def __init__(self, channels: int, steps: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.taps = nn.Parameter(torch.zeros(channels, 1, 2 * steps - 1))
+        after = torch.arange(steps) - torch.arange(steps)[:, None]  # from step s to step t, t - s
+        self.register_buffer("at", after + steps - 1, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.einsum("bsc,cst->btc", F.silu(self.norm(x)), self.taps[:, 0, self.at])
+
+
 def wavelets(channels: int, length: int) -> nn.Linear:
     """A bank (2 BANDS, channels * length) to start from: cosine and sine under a Hann window, pitches evenly spaced."""
     pitches = torch.logspace(math.log10(2 / length), math.log10(0.45), BANDS)  # cycles per sample
@@ -180,6 +197,7 @@ class JointDiscriminator(nn.Module):
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.factor_v, self.factor_a = nn.Linear(width, width), nn.Linear(width, width)
         self.mix = nn.Linear(3 * width, width)
+        self.long_filter = LongFilter(width, (audio_shape[2] - self.time_stride % 2) // self.time_stride)
         self.fusion_blocks = nn.ModuleList(TemporalBlock(width, 2 * embedding, d) for d in fusion)
         self.pair_out, self.repair_v, self.repair_a = (
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(3)
@@ -229,6 +247,7 @@ class JointDiscriminator(nn.Module):
         embedding = torch.cat([self.time(level) for level in both(t)], dim=1)
         v = F.interpolate(v.transpose(1, 2), a.shape[1], mode="linear").transpose(1, 2)  # one time axis
         joint = self.mix(torch.cat([v, a, self.factor_v(v) * self.factor_a(a)], dim=2))  # (B, L/4, C)
+        joint = self.long_filter(joint)
         for block in self.fusion_blocks:
             joint = block(joint, embedding)
         return self.pair_out(joint).sum((1, 2))

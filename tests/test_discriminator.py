@@ -1,9 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from discriminator import Conv1d, JointDiscriminator, discriminator_loss, residual_noise
+from discriminator import Conv1d, JointDiscriminator, LongFilter, discriminator_loss, residual_noise
 from guidance import sample
 from pairs import joint_and_conditional, mirrored_noise, perturb_pairs, shuffled
 from score import VPSDE, FrozenModel
@@ -307,7 +308,8 @@ def test_mirrored_noise_is_standard_and_mirrored(generator):
 
 def test_discriminator_takes_time_axes_of_any_two_lengths(generator):
     v, a = torch.randn(2, 3, 8, 32, 32, generator=generator), torch.randn(2, 1, 64, 256, generator=generator)
-    assert JointDiscriminator()(v, a, torch.tensor([0.1, 0.9])).shape == (2,)
+    network = JointDiscriminator(v.shape[1:], a.shape[1:])
+    assert network(v, a, torch.tensor([0.1, 0.9])).shape == (2,)
 
 
 def test_a_pictures_gradient_has_more_directions_than_a_frame_has_features(generator):
@@ -329,6 +331,31 @@ def test_convolution_as_one_matrix_product_is_the_convolution(dilation, generato
     theirs.bias.data = ours.bias.data
     x = torch.randn(2, 20, 6, generator=generator)
     assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2))
+
+
+def test_long_filter_changes_nothing_at_first_and_then_is_one_convolution_a_channel(generator):
+    network, x = LongFilter(6, 20), torch.randn(2, 20, 6, generator=generator)
+    assert_close(network(x), x)
+    network.taps.data = torch.randn(6, 1, 39, generator=generator)
+    filtered = F.conv1d(F.silu(network.norm(x)).transpose(1, 2), network.taps.flip(2), padding=19, groups=6)
+    assert_close(network(x), x + filtered.transpose(1, 2))
+
+
+def test_the_last_sound_bears_on_the_first_picture_by_the_long_filter(generator):
+    torch.manual_seed(0)
+    network = JointDiscriminator(fusion=(1,)).double()
+    v = torch.randn(1, 3, 16, 32, 32, generator=generator, dtype=torch.float64, requires_grad=True)
+    a = torch.randn(1, 1, 64, 128, generator=generator, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.5], dtype=torch.float64)
+
+    def far() -> float:
+        (dv,) = torch.autograd.grad(network(v, a, t).sum(), v, create_graph=True)
+        (dvda,) = torch.autograd.grad(dv[:, :, 0].square().sum(), a)
+        return dvda[..., -8:].abs().max().item()
+
+    assert far() == 0
+    nn.init.normal_(network.long_filter.taps, std=0.1)
+    assert far() > 0
 
 
 @pytest.mark.parametrize(
