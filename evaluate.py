@@ -33,7 +33,7 @@ import media
 import sync
 from clips import open_world
 from data import Xylophone
-from fidelity import RandomFeatures, frechet, seam, statistics
+from fidelity import RandomFeatures, frechet, frechet_error, seam, statistics
 from guidance import CLIMB, SOLVERS, by_noise_level, draw, sample, unguided_eps
 from information import MODALITIES, by_level, mutual_information
 from manifest import save_report
@@ -66,8 +66,9 @@ def compare(clips: dict[str, tuple], reference: tuple[Tensor, Tensor], world: Xy
         if world:
             found[name] = {"video": video, "audio": audio, "seen": hits.see(video), "heard": hits.hear(audio)}
             row |= hits.agreement(found[name]["seen"], found[name]["heard"])
-        distances = [frechet(net(x), y) for net, x, y in zip(features, (video, audio), truth, strict=True)]
-        row |= {f"{modality}_frechet": d for modality, d in zip(MODALITIES, distances, strict=True)}
+        compared = [(net(x), y) for net, x, y in zip(features, (video, audio), truth, strict=True)]
+        row |= {f"{modality}_frechet": frechet(*pair) for modality, pair in zip(MODALITIES, compared, strict=True)}
+        row |= {f"{m}_frechet_error": frechet_error(*pair) for m, pair in zip(MODALITIES, compared, strict=True)}
         systems[name] = row | {"seconds_per_clip": seconds}
     if world:
         product = {name: row["hit_f1"] * row["pitch_accuracy"] for name, row in systems.items()}

@@ -35,6 +35,8 @@ def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys
         "onset_error_ms",
         "video_frechet",
         "audio_frechet",
+        "video_frechet_error",
+        "audio_frechet_error",
         "seconds_per_clip",
     }
     conditional = ("audio_given_video", "video_given_audio")

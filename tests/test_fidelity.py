@@ -15,6 +15,13 @@ def test_frechet_distance_of_known_gaussians(generator):
     assert fidelity.frechet(x, x) == pytest.approx(0, abs=1e-8)
 
 
+def test_error_of_a_frechet_distance_is_that_of_the_mean_it_hangs_on(generator):
+    """Of 400 draws of N(m, I) against N(0, I), |m| = 2: |m_hat|^2 has the standard deviation 2 |m| / sqrt(400)."""
+    x, y = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (400, 100_000))
+    x[:, 0] += 2
+    assert fidelity.frechet_error(x, y, draws=400) == pytest.approx(2 * 2 / 20, rel=0.15)
+
+
 def test_seam_is_the_jump_at_the_cut_over_the_change_before_it():
     x = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0, 11.0]).expand(5, 2, 6)
     assert fidelity.seam(x, 4, 2) == pytest.approx(7.0)
