@@ -154,8 +154,9 @@ class JointDiscriminator(nn.Module):
     of a prompt's embedding per modality, 0 for none; a network with it takes text_v and text_a (B, n) after t. The
     logit is the pair term plus both repairs, which `repairs` may weigh (guidance.py does where its weight is above 1).
 
-    Both modalities become feature sequences on one time axis, are mixed per time step by concatenation and product
-    before any pooling, and only then pooled: dL/dv depends on a. SiLU throughout, for the second derivative.
+    Both modalities become feature sequences on one time axis, are mixed per time step by concatenation and product,
+    then along the whole clip, and only then pooled: dL/dv depends on a. SiLU throughout, for the second derivative.
+    The audio shape fixes how many time steps there are (`long_filter`).
 
     What is linear up to n features has a gradient of n directions: too few, were they the `width` of a whole frame, to
     move a ball wherever it is. So a picture's columns, `stride` pixels wide, have features of their own first, `column`
