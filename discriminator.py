@@ -122,18 +122,18 @@ class TemporalBlock(nn.Module):
 class LongFilter(nn.Module):
     """x + filter(SiLU(norm(x))), each channel along all of the time by 2 steps - 1 taps of its own; x (B, steps, C).
 
-    What is heard at one step bears on what is seen long before it. The taps, (C, 1, 2 steps - 1), are zero at first.
+    What is heard at one step bears on what is seen long before it. The taps, (C, 2 steps - 1), are zero at first.
     """
 
     def __init__(self, channels: int, steps: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.taps = nn.Parameter(torch.zeros(channels, 1, 2 * steps - 1))
+        self.taps = nn.Parameter(torch.zeros(channels, 2 * steps - 1))
         after = torch.arange(steps) - torch.arange(steps)[:, None]  # from step s to step t, t - s
         self.register_buffer("at", after + steps - 1, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.einsum("bsc,cst->btc", F.silu(self.norm(x)), self.taps[:, 0, self.at])
+        return x + torch.einsum("bsc,cst->btc", F.silu(self.norm(x)), self.taps[:, self.at])
 
 
 def wavelets(channels: int, length: int) -> nn.Linear:
