@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers import AtSteps, LongFilter, TemporalBlock, Windows
 from pairs import Levels, Noisy, both, shuffled
 from score import VPSDE, TimeFeatures
 
@@ -90,52 +91,6 @@ def discriminator_loss(
     return loss, {name: value.detach() for name, value in parts.items()}
 
 
-class Conv1d(nn.Linear):
-    """A convolution over time of x (B, S, C_in), S kept, as one matrix product; a matrix is also what Muon wants."""
-
-    def __init__(self, channels_in: int, channels: int, kernel: int, dilation: int = 1):
-        super().__init__(channels_in * kernel, channels)
-        self.kernel, self.dilation = kernel, dilation
-
-    def forward(self, x: Tensor) -> Tensor:
-        reach = self.dilation * (self.kernel - 1)
-        padded = F.pad(x, (0, 0, reach // 2, reach - reach // 2))
-        taps = [padded[:, k * self.dilation :][:, : x.shape[1]] for k in range(self.kernel)]
-        return super().forward(torch.cat(taps, dim=2))
-
-
-class TemporalBlock(nn.Module):
-    """x + linear(SiLU(scale(t) * conv(SiLU(norm(x))) + shift(t))) along time; x (B, S, C)."""
-
-    def __init__(self, channels: int, embedding: int, dilation: int = 1):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.conv = Conv1d(channels, channels, 3, dilation)
-        self.film = nn.Linear(embedding, 2 * channels)
-        self.out = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.film(embedding)[:, None].chunk(2, dim=2)
-        return x + self.out(F.silu(self.conv(F.silu(self.norm(x))) * (1 + scale) + shift))
-
-
-class LongFilter(nn.Module):
-    """x + filter(SiLU(norm(x))), each channel along all of the time by 2 steps - 1 taps of its own; x (B, steps, C).
-
-    What is heard at one step bears on what is seen long before it. The taps, (C, 2 steps - 1), are zero at first.
-    """
-
-    def __init__(self, channels: int, steps: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.taps = nn.Parameter(torch.zeros(channels, 2 * steps - 1))
-        after = torch.arange(steps) - torch.arange(steps)[:, None]  # from step s to step t, t - s
-        self.register_buffer("at", after + steps - 1, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.einsum("bsc,cst->btc", F.silu(self.norm(x)), self.taps[:, self.at])
-
-
 def wavelets(channels: int, length: int) -> nn.Linear:
     """A bank (2 BANDS, channels * length) to start from: cosine and sine under a Hann window, pitches evenly spaced."""
     pitches = torch.logspace(math.log10(2 / length), math.log10(0.45), BANDS)  # cycles per sample
@@ -156,7 +111,7 @@ class JointDiscriminator(nn.Module):
 
     Both modalities become feature sequences on one time axis, are mixed per time step by concatenation and product,
     then along the whole clip, and only then pooled: dL/dv depends on a. SiLU throughout, for the second derivative.
-    The audio shape fixes how many time steps there are (`long_filter`).
+    The shapes fix how many time steps there are (`at_steps`, `long_filter`).
 
     What is linear up to n features has a gradient of n directions: too few, were they the `width` of a whole frame, to
     move a ball wherever it is. So a picture's columns, `stride` pixels wide, have features of their own first, `column`
@@ -188,17 +143,18 @@ class JointDiscriminator(nn.Module):
         self.stride = max(1, min(4, min(height, width_px) // 4))  # in space, of windows of twice that
         self.time_stride = max(1, min(4, audio_shape[2] // (2 * frames)))  # two steps to a video frame
         rows, columns = ((n + 2 * (self.stride // 2)) // self.stride - 1 for n in (height, width_px))
-        self.video_in = nn.Linear(channels * (2 * self.stride) ** 2, filters[0])
+        self.video_in = Windows(channels, filters[0], (self.stride, self.stride), (2, 2))
         self.video_column = nn.Linear(filters[0] * rows, column)
         self.column_block = TemporalBlock(column, embedding)
         self.video_frame = nn.Linear(column * columns, width)
-        self.audio_in = nn.Linear(audio_shape[0] * 8 * 2 * self.time_stride, filters[1])
+        self.audio_in = Windows(audio_shape[0], filters[1], (2, self.time_stride), (4, 2))
         self.audio_step = nn.Linear(filters[1] * (audio_shape[1] // 2), width)
         self.video_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2))
         self.audio_blocks = nn.ModuleList(TemporalBlock(width, embedding, d) for d in (1, 2, 4))
         self.factor_v, self.factor_a = nn.Linear(width, width), nn.Linear(width, width)
         self.mix = nn.Linear(3 * width, width)
-        self.long_filter = LongFilter(width, (audio_shape[2] - self.time_stride % 2) // self.time_stride)
+        steps = (audio_shape[2] - self.time_stride % 2) // self.time_stride
+        self.at_steps, self.long_filter = AtSteps(frames, steps), LongFilter(width, steps)
         self.fusion_blocks = nn.ModuleList(TemporalBlock(width, 2 * embedding, d) for d in fusion)
         self.pair_out, self.repair_v, self.repair_a = (
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) for _ in range(3)
@@ -210,7 +166,7 @@ class JointDiscriminator(nn.Module):
         From pixels to the features of a time step there is a linear path, a matched filter: where the noise is far
         above the picture, a non-linearity would lose what only the sum of many pixels shows.
         """
-        time_v, time_a = (self.time(level) for level in both(t))
+        time_v, time_a = self.time(torch.cat(both(t))).chunk(2)
         if any(self.text):
             if not text:
                 raise ValueError("this discriminator was trained with prompts: it needs their embeddings")
@@ -222,17 +178,12 @@ class JointDiscriminator(nn.Module):
             bank = self.filterbank.weight.unflatten(1, (audio.shape[1], -1))
             waves = F.conv1d(audio, bank, self.filterbank.bias, stride=self.hop)
             audio = torch.log1p(waves.unflatten(1, (BANDS, 2)).square().sum(2))[:, None]
-        space, step = self.stride, self.time_stride
-        kernel_v = self.video_in.weight.unflatten(1, (video.shape[1], 2 * space, 2 * space))
-        kernel_a = self.audio_in.weight.unflatten(1, (audio.shape[1], 8, 2 * step))
-        frames = video.transpose(1, 2).flatten(0, 1)
-        frames = F.conv2d(frames, kernel_v, self.video_in.bias, stride=space, padding=space // 2)
+        frames = self.video_in(video.transpose(1, 2).flatten(0, 1))
         columns = self.video_column(frames.permute(0, 3, 1, 2).flatten(2))  # (B T, columns, C)
         each = columns.unflatten(0, (len(video), -1)).transpose(1, 2)  # (B, columns, T, C)
         each = self.column_block(each.flatten(0, 1), time_v.repeat_interleave(each.shape[1], 0)).view(each.shape)
         v = self.video_frame(each.transpose(1, 2).flatten(2))
-        bands = F.conv2d(audio, kernel_a, self.audio_in.bias, stride=(2, step), padding=(3, step // 2))
-        a = self.audio_step(bands.flatten(1, 2).transpose(1, 2))  # of (B, filters, M/2, L / time_stride)
+        a = self.audio_step(self.audio_in(audio).flatten(1, 2).transpose(1, 2))  # of (B, filters, M/2, L / time_stride)
         for block in self.video_blocks:
             v = block(v, time_v)
         for block in self.audio_blocks:
@@ -245,9 +196,9 @@ class JointDiscriminator(nn.Module):
 
     def pair(self, v: Tensor, a: Tensor, t: Levels) -> Tensor:
         """The pair term (B,) of two encoded modalities: mixed per time step first, pooled last."""
-        embedding = torch.cat([self.time(level) for level in both(t)], dim=1)
-        v = F.interpolate(v.transpose(1, 2), a.shape[1], mode="linear").transpose(1, 2)  # one time axis
-        joint = self.mix(torch.cat([v, a, self.factor_v(v) * self.factor_a(a)], dim=2))  # (B, L/4, C)
+        embedding = torch.cat(self.time(torch.cat(both(t))).chunk(2), dim=1)
+        v = self.at_steps(v)  # one time axis
+        joint = self.mix(torch.cat([v, a, self.factor_v(v) * self.factor_a(a)], dim=2))  # (B, steps, C)
         joint = self.long_filter(joint)
         for block in self.fusion_blocks:
             joint = block(joint, embedding)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers import AtSteps
 from score import VPSDE, TimeFeatures, expand
 
 # s: up to s / 2 of weak noise is kept as grain. At 0.07 that moves onsets, at 0.1 a ringing note has some of its own.
@@ -170,8 +171,9 @@ class Mixer(nn.Module):
     v (B T, C, H, W) and a (B, C', M, L) keep their shapes; a step's own features are all that it holds, C H W or C' M.
     """
 
-    def __init__(self, video_features: int, audio_features: int, width: int):
+    def __init__(self, video_features: int, audio_features: int, width: int, frames: int, columns: int):
         super().__init__()
+        self.at_frames, self.at_columns = AtSteps(columns, frames), AtSteps(frames, columns)
         self.from_v, self.from_a = nn.Linear(video_features, width), nn.Linear(audio_features, width)
         self.to_v, self.to_a = nn.Linear(width, video_features), nn.Linear(width, audio_features)
         for parameter in (*self.to_v.parameters(), *self.to_a.parameters()):
@@ -180,12 +182,8 @@ class Mixer(nn.Module):
     def forward(self, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         own_v = self.from_v(v.flatten(1).unflatten(0, (len(a), -1)))  # (B, T, width)
         own_a = self.from_a(a.flatten(1, 2).transpose(1, 2))  # (B, L, width)
-        of_a, of_v = (
-            F.interpolate(x.transpose(1, 2), y.shape[1], mode="linear").transpose(1, 2)
-            for x, y in ((own_a, own_v), (own_v, own_a))
-        )
-        v = v + self.to_v(F.silu(own_v + of_a)).flatten(0, 1).view(v.shape)
-        return v, a + self.to_a(F.silu(own_a + of_v)).transpose(1, 2).unflatten(1, a.shape[1:3])
+        v = v + self.to_v(F.silu(own_v + self.at_frames(own_a))).flatten(0, 1).view(v.shape)
+        return v, a + self.to_a(F.silu(own_a + self.at_columns(own_v))).transpose(1, 2).unflatten(1, a.shape[1:3])
 
 
 class JointUNet(nn.Module):
@@ -199,9 +197,12 @@ class JointUNet(nn.Module):
         super().__init__()
         self.size = size
         self.video, self.audio = VideoUNet(size), AudioUNet(size)
-        frame = 2 * size**2, size**2, 3 * size**2 // 4  # features of a frame at each resolution; 512 of a sound column
-        high, middle, low = ((features, 512) for features in frame)
-        self.mixers = nn.ModuleList(Mixer(*features, width) for features in (high, middle, low, middle, high))
+        frames, frame = size // 2, (2 * size**2, size**2, 3 * size**2 // 4)  # features of a frame at each resolution
+        high, middle, low = (
+            (features, 512, width, frames, size // 2**level)  # 512 of a column of the sound
+            for level, features in enumerate(frame)
+        )
+        self.mixers = nn.ModuleList(Mixer(*shape) for shape in (high, middle, low, middle, high))
 
     def forward(self, states: tuple[Tensor, Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
         networks = self.video, self.audio
