@@ -97,8 +97,9 @@ class LongFilter(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.taps = nn.Parameter(torch.zeros(channels, 2 * steps - 1))
-        after = torch.arange(steps) - torch.arange(steps)[:, None]  # from step s to step t, t - s
+        after = torch.arange(steps) - torch.arange(steps)[:, None]  # (s, t): from step s to step t, t - s
         self.register_buffer("at", after + steps - 1, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.einsum("bsc,cst->btc", F.silu(self.norm(x)), self.taps[:, self.at])
+        along = F.silu(self.norm(x)).permute(2, 0, 1).contiguous()  # (C, B, steps), else a CPU takes channels singly
+        return x + (along @ self.taps[:, self.at]).permute(1, 2, 0)

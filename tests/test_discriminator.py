@@ -1,10 +1,9 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from discriminator import Conv1d, JointDiscriminator, LongFilter, discriminator_loss, residual_noise
+from discriminator import JointDiscriminator, discriminator_loss, residual_noise
 from guidance import sample
 from pairs import joint_and_conditional, mirrored_noise, perturb_pairs, shuffled
 from score import VPSDE, FrozenModel
@@ -322,24 +321,6 @@ def test_a_pictures_gradient_has_more_directions_than_a_frame_has_features(gener
     (gradient,) = torch.autograd.grad(network(v, a, t).sum(), v)
     spread = torch.linalg.svdvals(gradient[:, :, 8].flatten(1))  # of one frame
     assert int((spread > 1e-6 * spread[0]).sum()) == 6 * 8  # every feature of every column
-
-
-@pytest.mark.parametrize("dilation", [1, 4])
-def test_convolution_as_one_matrix_product_is_the_convolution(dilation, generator):
-    ours, theirs = Conv1d(6, 5, 3, dilation), nn.Conv1d(6, 5, 3, padding=dilation, dilation=dilation)
-    theirs.weight.data = ours.weight.data.view(5, 3, 6).transpose(1, 2)
-    theirs.bias.data = ours.bias.data
-    x = torch.randn(2, 20, 6, generator=generator)
-    assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2))
-
-
-def test_long_filter_changes_nothing_at_first_and_then_is_one_convolution_a_channel(generator):
-    network, x = LongFilter(6, 20), torch.randn(2, 20, 6, generator=generator)
-    assert_close(network(x), x)
-    network.taps.data = torch.randn(6, 39, generator=generator)
-    kernel = network.taps[:, None].flip(2)
-    filtered = F.conv1d(F.silu(network.norm(x)).transpose(1, 2), kernel, padding=19, groups=6)
-    assert_close(network(x), x + filtered.transpose(1, 2))
 
 
 def test_the_last_sound_bears_on_the_first_picture_by_the_long_filter(generator):
