@@ -26,6 +26,9 @@ def test_windows_are_a_strided_convolution_and_so_are_their_gradients(stride, co
 def test_features_at_other_steps_are_interpolated_linearly(steps_in, steps, generator):
     x = torch.randn(2, steps_in, 3, generator=generator)
     assert_close(AtSteps(steps_in, steps)(x), F.interpolate(x.transpose(1, 2), steps, mode="linear").transpose(1, 2))
+    middles = torch.arange(steps_in) + 0.5  # a clock that each step reads at its middle
+    read = AtSteps(steps_in, steps)(middles[None, :, None]).flatten()
+    assert_close(read, ((torch.arange(steps) + 0.5) * steps_in / steps).clamp(0.5, steps_in - 0.5))
 
 
 @pytest.mark.parametrize("dilation", [1, 4])
