@@ -114,19 +114,19 @@ class JointEps:
         return tuple(eps + w * r for eps, w, r in zip(base, weights, residual, strict=True))
 
 
-def time_grid(steps: int, sde: VPSDE) -> Tensor:
-    """t_0 = 1 > ... > t_steps = t_min, uniform in sqrt(t) (float64).
+def time_grid(steps: int, sde: VPSDE, climb_below: float = 0.0) -> Tensor:
+    """t_0 = 1 > ... > t_steps = t_min (float64): a solver's levels, uniform in sqrt(t), then those that climb.
 
     On the Gaussian pair of toy/, at 25 steps of dpm++2m, the covariance is off by 0.006 on this grid, by 0.12 on one
     uniform in t and by 0.017 on one uniform in log-SNR (tests/test_guidance.py).
+
+    With a climb the solver ends at climb_below, after as many steps as a grid uniform in t would take to it: most of
+    them go where it is decided what a clip shows (docs/trials.md).
     """
-    return torch.linspace(1, sde.t_min**0.5, steps + 1, dtype=torch.float64) ** 2
-
-
-def noise_levels(grid: Tensor, climb_below: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Where the steps of a time grid (steps + 1,) ask for eps: those of a solver, and those below that climb."""
-    solved = int((grid[:-1] >= climb_below).sum())
-    return grid[:solved], levels(grid[solved].item(), len(grid) - 1 - solved)
+    solved = max(1, round((1 - climb_below) * steps))
+    end = climb_below if solved < steps else sde.t_min
+    solver = torch.linspace(1, end**0.5, solved + 1, dtype=torch.float64) ** 2
+    return torch.cat([solver[:-1], levels(climb_below, steps - solved), solver.new_tensor([sde.t_min])])
 
 
 def denoise(
@@ -157,15 +157,16 @@ def denoise(
     `grid` (steps + 1,) replaces `time_grid`; two of them give each of two states its own noise levels. A grid may end
     at t = 0, where h is infinite and the step returns x0.
 
-    Steps that start below t = climb_below are those of climb.py instead, as many; not with two grids.
+    Steps that start at t = climb_below or below it are those of climb.py instead; not with two grids.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
     if climb_below and isinstance(grid, tuple):
         raise ValueError("climb_below goes with one time grid, not with two")
     order, *taus = SOLVERS[solver]
-    grids = grid if isinstance(grid, tuple) else (time_grid(steps, sde) if grid is None else grid,) * len(states)
-    climbing = noise_levels(grids[0], climb_below)[1]
+    grid = time_grid(steps, sde, climb_below) if grid is None else grid
+    grids = grid if isinstance(grid, tuple) else (grid,) * len(states)
+    climbing = grids[0][:-1][grids[0][:-1] <= climb_below]
     last = [None] * len(states)  # x0 and h of the step before
     for i in range(steps - len(climbing)):
         t = tuple(times[i].to(x).expand(len(x)) for x, times in zip(states, grids, strict=True))

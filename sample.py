@@ -28,7 +28,7 @@ import figures
 import hits
 import media
 from data import Xylophone
-from guidance import CLIMB, SOLVERS, by_noise_level, noise_levels, sample, time_grid
+from guidance import CLIMB, SOLVERS, by_noise_level, sample, time_grid
 from manifest import save_report
 from many import generate
 from page import save_page, write_clips
@@ -148,8 +148,7 @@ def make_pairs(args: argparse.Namespace) -> None:
         f"{found['independent']:.0%} independent."
     )
     save_page(args.out / "index.html", "Sound that belongs to the picture", summary, world.seconds, rows)
-    grid = time_grid(args.steps, models[0].sde)
-    asked = sum(guided(t) != 0 for t in torch.cat(noise_levels(grid, args.climb)).tolist())
+    asked = sum(guided(t) != 0 for t in time_grid(args.steps, models[0].sde, args.climb)[:-1].tolist())
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
         "seconds": time.time() - start,

@@ -74,7 +74,7 @@ def draw_from(
 ) -> tuple[Tensor, Tensor]:
     """Clips drawn by those of `steps` steps that lie below t = start, from real clips noised to it."""
     sde = eps_model.sde
-    grid = time_grid(steps, sde)
+    grid = time_grid(steps, sde, climb_below)
     grid = torch.cat([torch.full((1,), start, dtype=grid.dtype), grid[grid < start]])
     t = torch.full((len(video),), start, device=video.device)
     states = tuple(sde.perturb(x, t, sde.prior(x.shape, generator, x.device)) for x in (video, audio))

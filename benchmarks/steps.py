@@ -34,11 +34,11 @@ from score import VPSDE
 FINE = 250  # steps of the grid that --fine takes its noise levels from
 
 
-def refined(steps: int, low: float, high: float, sde: VPSDE) -> torch.Tensor:
+def refined(steps: int, low: float, high: float, sde: VPSDE, climb_below: float = 0.0) -> torch.Tensor:
     """The grid of `steps`, with the noise levels of one of FINE for low < t <= high (float64)."""
-    coarse, fine = time_grid(steps, sde), time_grid(FINE, sde)
+    coarse, fine = (time_grid(n, sde, climb_below) for n in (steps, FINE))
     outside = coarse[(coarse <= low) | (coarse > high)]
-    return torch.cat([outside, fine[(fine > low) & (fine <= high)]]).unique().flip(0)
+    return torch.cat([outside, fine[(fine > low) & (fine <= high)]]).sort(descending=True).values
 
 
 def digest(run: Path) -> str:
@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> None:
             if name in systems:
                 print(f"{name}: the row that {path} holds")
                 continue
-            grid = refined(steps, *args.fine, models[0].sde) if args.fine else time_grid(steps, models[0].sde)
+            levels = models[0].sde, args.climb
+            grid = refined(steps, *args.fine, *levels) if args.fine else time_grid(steps, *levels)
             options = {"solver": solver, "steps": len(grid) - 1, "grid": grid, "climb_below": args.climb}
             options |= {"weight": lambda t: tuple(w(t) for w in weights), "device": args.device}
             draw = partial(sample, *models, **options)

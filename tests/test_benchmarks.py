@@ -76,13 +76,19 @@ def test_steps_fine_keeps_the_coarse_levels_outside_of_its_range_and_takes_the_f
     bases, tmp_path, monkeypatch
 ):
     sde = VPSDE()
-    coarse, grid, fine = (
-        x.tolist() for x in (time_grid(25, sde), steps.refined(25, 0.3, 0.6, sde), time_grid(250, sde))
-    )
-    assert grid == sorted(set(grid), reverse=True) and grid[0] == 1 and grid[-1] == coarse[-1]
-    assert [t for t in grid if not 0.3 < t <= 0.6] == [t for t in coarse if not 0.3 < t <= 0.6]
-    assert [t for t in grid if 0.3 < t <= 0.6] == [t for t in fine if 0.3 < t <= 0.6]
-    assert len(grid) == 78  # 26 levels, the six between 0.3 and 0.6 in exchange for 58
+    for climb_below, levels in ((0.0, 26 - 6 + 58), (0.3, 26 - 9 + 87)):  # in exchange for those in the range
+        coarse, grid, fine = (
+            x.tolist()
+            for x in (
+                time_grid(25, sde, climb_below),
+                steps.refined(25, 0.3, 0.6, sde, climb_below),
+                time_grid(250, sde, climb_below),
+            )
+        )
+        assert grid == sorted(grid, reverse=True) and grid[0] == 1 and grid[-1] == coarse[-1]
+        assert [t for t in grid if not 0.3 < t <= 0.6] == [t for t in coarse if not 0.3 < t <= 0.6]
+        assert [t for t in grid if 0.3 < t <= 0.6] == [t for t in fine if 0.3 < t <= 0.6]
+        assert len(grid) == levels
 
     monkeypatch.setattr(evaluate, "REFERENCE", 32)
     options = ["--n", "2", "--run", str(bases), "--out", str(tmp_path), "--solvers", "ddim", "--weight", "0"]

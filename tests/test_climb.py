@@ -104,23 +104,43 @@ def test_the_last_steps_climb_and_as_many_calls_are_made():
         return tuple(torch.zeros_like(x) for x in states)
 
     states = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
-    grid = guidance.time_grid(25, SDE)
-    for below in (0.0, 0.3):
+    for below, solved in ((0.0, 25), (0.3, 18)):
         seen.clear()
         yielded = list(guidance.denoise(eps, states, SDE, 25, "dpm++2m-churn", climb_below=below))
         assert len(seen) == len(yielded) == 25
-        solved, climbing = guidance.noise_levels(grid, below)
-        assert seen == pytest.approx([*solved.tolist(), *climbing.tolist()])
-        assert len(climbing) == (13 if below else 0)
-    assert solved.min() >= 0.3 > climbing.max() and climbing[-1 - AGAIN].item() == pytest.approx(LAST)
+        assert seen == pytest.approx(guidance.time_grid(25, SDE, below)[:-1].tolist())
+        assert sum(t > below for t in seen) == solved
+    assert seen[18:] == pytest.approx(levels(0.3, 7).tolist())
+
+
+@pytest.mark.parametrize("climb_below", [0.0, 0.05, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 25])
+def test_the_grid_of_a_climb_starts_at_1_and_is_uniform_in_the_root_of_t_down_to_where_it_climbs(steps, climb_below):
+    grid = guidance.time_grid(steps, SDE, climb_below)
+    assert len(grid) == steps + 1 and grid[0] == 1 and grid[-1] == SDE.t_min
+    solver = grid[grid > climb_below]
+    assert bool((grid.diff() <= 0).all()) and bool((solver.diff() < 0).all())
+    if climb_below < 1 and climb_below in grid:
+        roots = torch.cat([solver, grid.new_tensor([climb_below])]).sqrt()
+        assert_close(roots.diff(), torch.full_like(solver, (climb_below**0.5 - 1) / len(solver)))
 
 
 def test_a_grid_that_ends_without_noise_needs_no_climb():
-    grid = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
-    solved, climbing = guidance.noise_levels(grid)
-    assert solved.tolist() == [1.0, 0.5] and len(climbing) == 0
-    solved, climbing = guidance.noise_levels(grid, 0.6)
-    assert solved.tolist() == [1.0] and climbing.tolist() == [0.5]
+    """And one that is given climbs at its own levels."""
+    seen = []
+
+    def eps(states, t):
+        seen.append(t[0].item())
+        return tuple(torch.ones_like(x) for x in states)
+
+    start, grid = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    solved, climbed = (
+        list(guidance.denoise(eps, (start,), SDE, 2, "ddim", grid=grid, climb_below=t)) for t in (0, 0.6)
+    )
+    assert seen == [1.0, 0.5] * 2
+    half = torch.full((1,), 0.5, dtype=torch.float64)
+    assert_close(solved[-1][0], SDE.eps_to_x0(solved[0][0], torch.ones_like(start), half))
+    assert_close(climbed[-1][0], solved[-1][0])
 
 
 def test_what_is_returned_is_the_mean_of_the_last_estimates_alone_all_of_one_state():
@@ -157,7 +177,6 @@ def test_the_state_that_a_solver_has_reached_starts_the_climb(generator):
     """Its first estimate is that of the very state, noise and all: with one step left the clip is its x0_hat."""
     modes, spread = ((1.0, 0.3),), 0.5
     start = (torch.randn(4, 1, generator=generator, dtype=torch.float64),)
-    below = guidance.time_grid(10, SDE)[-2].item() + 1e-9
-    *_, solved, climbed = guidance.denoise(exact_eps(modes, spread), start, SDE, 10, "ddim", climb_below=below)
-    t = torch.full((4,), guidance.time_grid(10, SDE)[-2].item(), dtype=torch.float64)
+    *_, solved, climbed = guidance.denoise(exact_eps(modes, spread), start, SDE, 10, "ddim", climb_below=0.1)
+    t = torch.full((4,), 0.1, dtype=torch.float64)
     assert_close(climbed[0], SDE.eps_to_x0(solved[0], exact_eps(modes, spread)(solved, t)[0], t))

@@ -97,7 +97,7 @@ def test_noise_that_changes_with_t_leaves_the_joint_covariance_and_the_order_as_
     """On grids that have the levels where its amount changes among their points, as time_grid has not."""
     assert covariance_error("dpm++2m-churn", 400) < 5e-5
 
-    def grid(steps: int, sde: VPSDE) -> torch.Tensor:
+    def grid(steps: int, sde: VPSDE, _: float) -> torch.Tensor:
         parts = []
         for start, end, share in ((1, guidance.SETTLED, 4), (guidance.SETTLED, guidance.SHARP, 2),
                                   (guidance.SHARP, sde.t_min, 4)):  # fmt: skip
@@ -120,7 +120,9 @@ def test_second_order_pays_at_25_steps():
 
 
 def test_ddim_halves_its_error_on_a_grid_uniform_in_t(monkeypatch):
-    monkeypatch.setattr(guidance, "time_grid", lambda n, sde: torch.linspace(1, sde.t_min, n + 1, dtype=torch.float64))
+    monkeypatch.setattr(
+        guidance, "time_grid", lambda n, sde, _: torch.linspace(1, sde.t_min, n + 1, dtype=torch.float64)
+    )
     errors = [covariance_error("ddim", steps) for steps in (50, 100, 200)]
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
@@ -129,14 +131,16 @@ def test_ddim_halves_its_error_on_a_grid_uniform_in_t(monkeypatch):
 def test_the_time_grid_beats_uniform_t_and_uniform_log_snr_at_25_steps(monkeypatch):
     """The figures in time_grid's docstring."""
     assert covariance_error("dpm++2m", 25) == pytest.approx(0.006, abs=0.001)
-    monkeypatch.setattr(guidance, "time_grid", lambda n, sde: torch.linspace(1, sde.t_min, n + 1, dtype=torch.float64))
+    monkeypatch.setattr(
+        guidance, "time_grid", lambda n, sde, _: torch.linspace(1, sde.t_min, n + 1, dtype=torch.float64)
+    )
     assert covariance_error("dpm++2m", 25) == pytest.approx(0.12, abs=0.005)
     fine = torch.linspace(1, SDE.t_min, 1_000_001, dtype=torch.float64)
     levels = SDE.log_snr(fine)
     grid = fine[
         torch.searchsorted(levels, torch.linspace(levels[0], levels[-1], 26, dtype=torch.float64)).clamp(max=10**6)
     ]
-    monkeypatch.setattr(guidance, "time_grid", lambda n, sde: grid)
+    monkeypatch.setattr(guidance, "time_grid", lambda n, sde, _: grid)
     assert covariance_error("dpm++2m", 25) == pytest.approx(0.017, abs=0.001)
 
 

@@ -83,7 +83,7 @@ def test_one_weight_is_for_all_noise_levels_and_two_are_for_the_large_and_the_sm
 def test_the_discriminator_is_not_asked_where_its_weight_is_zero(bases, tmp_path):
     """Four steps start from t = 1, 0.59, 0.28 and 0.09."""
     for weights, asked in (("1", 4), ("0 1", 3), ("1 5 0", 3), ("0", 0)):
-        options = ["--weight", *weights.split(), "--n", "1", "--steps", "4", "--run", str(bases)]
+        options = ["--weight", *weights.split(), "--n", "1", "--steps", "4", "--climb", "0", "--run", str(bases)]
         sample.main([*options, "--out", str(tmp_path)])
         calls = json.loads((tmp_path / "report.json").read_text())["network_calls"]
         assert calls == {"base": 8, "discriminator": asked}
