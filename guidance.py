@@ -42,7 +42,12 @@ def by_noise_level(*weights: Weight, given: bool = False) -> Callable[[float], W
     third is for t <= FINE: with 0 there the discriminator need not be asked in the last quarter of a solver's steps.
     """
     early, late, last = (*weights, weights[-1], weights[-1])[:3]
-    return lambda t: early if t > SETTLED and not given else late if t > FINE else last
+
+    def weight(t: float) -> Weight:
+        t = round(t, 6)  # it comes in float32, where 0.1 is more than FINE
+        return early if t > SETTLED and not given else late if t > FINE else last
+
+    return weight
 
 
 class JointEps:

@@ -95,8 +95,8 @@ def main(argv: list[str] | None = None) -> None:
             if name in systems:
                 print(f"{name}: the row that {path} holds")
                 continue
-            levels = models[0].sde, args.climb
-            grid = refined(steps, *args.fine, *levels) if args.fine else time_grid(steps, *levels)
+            how = {"sde": models[0].sde, "climb_below": args.climb}
+            grid = refined(steps, *args.fine, **how) if args.fine else time_grid(steps, **how)
             options = {"solver": solver, "steps": len(grid) - 1, "grid": grid, "climb_below": args.climb}
             options |= {"weight": lambda t: tuple(w(t) for w in weights), "device": args.device}
             draw = partial(sample, *models, **options)

@@ -10,6 +10,7 @@ import torch
 import media
 import sample
 from data import Xylophone
+from discriminator import JointDiscriminator
 
 ROOT = Path(sample.__file__).parent
 
@@ -69,7 +70,7 @@ def test_the_same_seed_gives_the_same_clips_and_another_seed_others(bases, tmp_p
 
 
 def test_one_weight_is_for_all_noise_levels_and_two_are_for_the_large_and_the_small(bases, tmp_path):
-    """Two steps start from t = 1 and t = 0.27, either side of SETTLED."""
+    """Two steps start from t = 1 and t = 0.3, either side of SETTLED."""
     pictures, sounds = {}, {}
     for name in ("2", "2 2", "2 0", "0"):
         out = tmp_path / name
@@ -80,13 +81,20 @@ def test_one_weight_is_for_all_noise_levels_and_two_are_for_the_large_and_the_sm
     assert sounds["2"] == sounds["2 2"] and len(set(sounds.values())) == 3
 
 
-def test_the_discriminator_is_not_asked_where_its_weight_is_zero(bases, tmp_path):
-    """Four steps start from t = 1, 0.59, 0.28 and 0.09."""
-    for weights, asked in (("1", 4), ("0 1", 3), ("1 5 0", 3), ("0", 0)):
-        options = ["--weight", *weights.split(), "--n", "1", "--steps", "4", "--climb", "0", "--run", str(bases)]
-        sample.main([*options, "--out", str(tmp_path)])
-        calls = json.loads((tmp_path / "report.json").read_text())["network_calls"]
-        assert calls == {"base": 8, "discriminator": asked}
+@pytest.mark.parametrize(
+    ("weights", "steps", "climb", "asked"),
+    [("1", 4, "0", 4), ("0 1", 4, "0", 3), ("1 5 0", 4, "0", 3), ("0", 4, "0", 0), ("1 5 0", 20, "0.3", 17)],
+)
+def test_the_discriminator_is_not_asked_where_its_weight_is_zero(
+    weights, steps, climb, asked, bases, tmp_path, monkeypatch
+):
+    """Four steps start from t = 1, 0.59, 0.28 and 0.09. Of 20 with a climb one looks at t = 0.1, and two at 0.03."""
+    seen, forward = [], JointDiscriminator.forward
+    monkeypatch.setattr(JointDiscriminator, "forward", lambda *x, **options: seen.append(x) or forward(*x, **options))
+    options = ["--weight", *weights.split(), "--n", "1", "--steps", str(steps), "--climb", climb, "--run", str(bases)]
+    sample.main([*options, "--out", str(tmp_path)])
+    calls = json.loads((tmp_path / "report.json").read_text())["network_calls"]
+    assert calls == {"base": 2 * steps, "discriminator": asked} and len(seen) == asked
 
 
 def test_of_two_weights_the_second_is_that_of_all_steps_where_a_modality_is_given(bases, clip, tmp_path):
