@@ -111,7 +111,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         nargs="+",
         default=[1.0, 3.0],
-        help="one, or for t > 0.6, t > 0.1 and the rest (default 1 3); where a modality is given the second from t = 1",
+        help="one, or for t > 0.6, t > 0.1 and the rest, which leaves the picture alone while t > 0.5 (default 1 3); "
+        "where a modality is given the second from t = 1, of both",
     )
     parser.add_argument(
         "--run", type=Path, default=checkpoint.PRETRAINED, help="a run of train.py (default pretrained)"

@@ -21,6 +21,7 @@ from pairs import Levels, both
 from score import VPSDE, FrozenModel
 
 SETTLED = 0.6  # down to this t it is decided how many hits a clip has and when
+ALONE = 0.5  # down to this t a picture goes its own way, and the sound follows it
 SHARP = 0.15  # below this t fresh noise leaves more than it mends
 FINE = 0.1  # below this t nearly all is decided
 CLIMB = 0.3  # below this t a clip of the Xylophone has one right detail (climb.py)
@@ -35,17 +36,22 @@ States = tuple[Tensor, ...]
 Weight = float | tuple[float, float]
 
 
-def by_noise_level(*weights: Weight, given: bool = False) -> Callable[[float], Weight]:
-    """One weight for all t; or one for t > SETTLED, where more than 1 makes too many hits, and one below.
+def by_noise_level(*weights: float, given: bool = False) -> Callable[[float], tuple[float, float]]:
+    """t -> weights (video, audio): one for all t; or one for t > SETTLED, where more makes too many hits, one below.
+
+    Of two the picture has none while t > ALONE. It is drawn by its own model, and the sound follows: q(v) q(a | v) is
+    the joint, too, and what a discriminator says of a picture at such t is mostly its own error (docs/results.md).
 
     Where one modality is `given` whole, its hits are settled from the start: the second weight holds from t = 1. A
     third is for t <= FINE: with 0 there the discriminator need not be asked in the last quarter of a solver's steps.
     """
     early, late, last = (*weights, weights[-1], weights[-1])[:3]
 
-    def weight(t: float) -> Weight:
+    def weight(t: float) -> tuple[float, float]:
         t = round(t, 6)  # it comes in float32, where 0.1 is more than FINE
-        return early if t > SETTLED and not given else late if t > FINE else last
+        sound = early if t > SETTLED and not given else late if t > FINE else last
+        picture = 0.0 if len(weights) > 1 and t > ALONE and not given else sound
+        return picture, sound
 
     return weight
 

@@ -72,7 +72,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         nargs="+",
         default=[1.0],
-        help="one, or for t > 0.6, t > 0.1 and the rest (default 1); with --keep audio or video the second from t = 1",
+        help="one, or for t > 0.6, t > 0.1 and the rest, which leaves the picture alone while t > 0.5 (default 1); "
+        "with --keep audio or video the second from t = 1, of both",
     )
     parser.add_argument("--given", type=Path, metavar="CLIP", help="a media file, part of which is kept")
     parser.add_argument("--keep", choices=("audio", "video", "start"), help="what to keep of --given")
@@ -148,7 +149,7 @@ def make_pairs(args: argparse.Namespace) -> None:
         f"{found['independent']:.0%} independent."
     )
     save_page(args.out / "index.html", "Sound that belongs to the picture", summary, world.seconds, rows)
-    asked = sum(guided(t) != 0 for t in time_grid(args.steps, models[0].sde, args.climb)[:-1].tolist())
+    asked = sum(any(guided(t)) for t in time_grid(args.steps, models[0].sde, args.climb)[:-1].tolist())
     report = {
         "clips": [{name: str(args.out / files["video"]) for name, files in row.items()} for row in rows],
         "seconds": time.time() - start,

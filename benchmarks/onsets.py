@@ -116,9 +116,7 @@ def breakdown(video: Tensor, audio: Tensor, fps: int) -> dict[str, float | None]
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=512, help="clips a system (default %(default)s)")
-    parser.add_argument(
-        "--weight", type=float, nargs="+", default=[1.0, 3.0], help="one, or for t > 0.6, t > 0.1 and the rest"
-    )
+    parser.add_argument("--weight", type=float, nargs="+", default=[1.0, 3.0], help="as of evaluate.py")
     parser.add_argument("--told", type=float, nargs=2, default=[1.0, 1.0], metavar=("VIDEO", "AUDIO"), help="f of each")
     parser.add_argument("--from", type=float, dest="start", metavar="T", help="noise level at which to start")
     script.add_climb(parser, CLIMB)

@@ -54,9 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=256, help="clips a point (default %(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 250], help="(default %(default)s)")
     parser.add_argument("--solvers", nargs="+", choices=tuple(SOLVERS), default=list(SOLVERS), help="(default all)")
-    parser.add_argument(
-        "--weight", type=float, nargs="+", default=[1.0, 3.0], help="one, or for t > 0.6, t > 0.1 and the rest"
-    )
+    parser.add_argument("--weight", type=float, nargs="+", default=[1.0, 3.0], help="as of evaluate.py")
     parser.add_argument("--audio-weight", type=float, nargs="+", help="that of the sound, where it is another")
     parser.add_argument(
         "--fine", type=float, nargs=2, metavar=("LOW", "HIGH"), help=f"noise levels with steps as short as of {FINE}"
@@ -98,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
             how = {"sde": models[0].sde, "climb_below": args.climb}
             grid = refined(steps, *args.fine, **how) if args.fine else time_grid(steps, **how)
             options = {"solver": solver, "steps": len(grid) - 1, "grid": grid, "climb_below": args.climb}
-            options |= {"weight": lambda t: tuple(w(t) for w in weights), "device": args.device}
+            options |= {"weight": lambda t: tuple(w(t)[k] for k, w in enumerate(weights)), "device": args.device}
             draw = partial(sample, *models, **options)
             clips = {name: generate(draw, [x.shape[1:] for x in real], args.seed, args.n, name)}
             systems |= compare(known | clips, reference, world)[0]

@@ -27,7 +27,7 @@ def test_evaluation_reports_every_system_and_noise_level(bases, tmp_path, capsys
     evaluate.main(["--n", "4", "--steps", "2", "--run", str(bases), *out])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["n"] == 4 and report["steps"] == 2
-    assert weights == {(False, 0.0), (False, 1.0), (True, 3.0)}
+    assert weights == {(False, 0.0), (False, (0.0, 1.0)), (True, (3.0, 3.0))}
     keys = {
         "hit_f1",
         "pitch_accuracy",

@@ -212,20 +212,25 @@ def test_a_weight_above_one_is_of_the_pair_term_and_leaves_the_repairs_whole(wei
 
 
 @pytest.mark.parametrize(
-    ("weights", "expected"), [((2.0,), (2.0, 2.0, 2.0)), ((0.0, 2.0), (0.0, 2.0, 2.0)), ((0.5, 2.0, 0.0),) * 2]
+    ("weights", "pictures", "sounds"),
+    [
+        ((2.0,), (2.0, 2.0, 2.0, 2.0), (2.0, 2.0, 2.0, 2.0)),
+        ((1.0, 2.0), (0.0, 0.0, 2.0, 2.0), (1.0, 2.0, 2.0, 2.0)),
+        ((0.5, 2.0, 0.0), (0.0, 0.0, 2.0, 0.0), (0.5, 2.0, 2.0, 0.0)),
+    ],
 )
-def test_weights_differ_where_a_clip_is_settled_and_where_only_fine_detail_is_left(weights, expected):
+def test_of_two_weights_the_picture_has_none_while_the_sound_is_settled_beside_it(weights, pictures, sounds):
     states = (torch.ones(3, 1), torch.full((3, 1), -0.5))
     by_level = JointEps(*BASES, ExactRatio(), weight=guidance.by_noise_level(*weights))
-    levels = (guidance.SETTLED + 0.01, guidance.FINE + 0.01, guidance.FINE - 0.01)
-    for level, weight in zip(levels, expected, strict=True):
+    levels = (guidance.SETTLED + 0.01, guidance.ALONE + 0.01, guidance.ALONE - 0.01, guidance.FINE - 0.01)
+    for level, *weight in zip(levels, pictures, sounds, strict=True):
         t = torch.full((3,), level)
-        assert_close(by_level(states, t), JointEps(*BASES, ExactRatio(), weight)(states, t), atol=0, rtol=0)
+        assert_close(by_level(states, t), JointEps(*BASES, ExactRatio(), tuple(weight))(states, t), atol=0, rtol=0)
 
 
 def test_of_two_weights_the_second_holds_from_the_start_where_a_modality_is_given():
     given = guidance.by_noise_level(0.5, 2.0, 0.0, given=True)
-    assert [given(t) for t in (1.0, 0.61, 0.11, 0.1)] == [2.0, 2.0, 2.0, 0.0]
+    assert [given(t) for t in (1.0, 0.61, 0.11, 0.1)] == [(2.0, 2.0), (2.0, 2.0), (2.0, 2.0), (0.0, 0.0)]
 
 
 def test_a_given_modality_is_kept_and_pulls_the_other_towards_it():
