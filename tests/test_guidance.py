@@ -228,6 +228,16 @@ def test_of_two_weights_the_picture_has_none_while_the_sound_is_settled_beside_i
         assert_close(by_level(states, t), JointEps(*BASES, ExactRatio(), tuple(weight))(states, t), atol=0, rtol=0)
 
 
+def test_a_picture_left_alone_at_first_is_still_drawn_with_its_sound():
+    """By an exact discriminator, at weight 1; a picture that is left alone down to the end has less of its sound."""
+    options = {"solver": "dpm++2m-sde", "steps": 100}
+    for weight, low, high in ((guidance.by_noise_level(1.0, 1.0), 0.79, 0.81), ((0.0, 1.0), 0.5, 0.6)):
+        shape, generator = (20_000, 1), torch.Generator().manual_seed(0)
+        pair = torch.cat(sample(*BASES, ExactRatio(), shape, shape, weight=weight, generator=generator, **options), 1)
+        assert low < pair.T.corrcoef()[0, 1].item() < high
+        assert pair[:, 0].var().item() == pytest.approx(1, rel=0.03)
+
+
 def test_of_two_weights_the_second_holds_from_the_start_where_a_modality_is_given():
     given = guidance.by_noise_level(0.5, 2.0, 0.0, given=True)
     assert [given(t) for t in (1.0, 0.61, 0.11, 0.1)] == [(2.0, 2.0), (2.0, 2.0), (2.0, 2.0), (0.0, 0.0)]
