@@ -37,11 +37,11 @@ Weight = float | tuple[float, float]
 
 
 def by_noise_level(*weights: float, given: bool = False) -> Callable[[float], tuple[float, float]]:
-    """t -> weights (video, audio): one for all t; or one for t > SETTLED, where more makes too many hits, one below.
+    """t -> weights (video, audio): one for all t; or one for t > SETTLED and one below.
 
-    Of two the picture has none while t > ALONE: what a learned discriminator says of it there is mostly its own error
-    (docs/results.md), and the sound follows the picture. By an exact one that costs next to nothing: on the Gaussian
-    pair of toy/ the correlation is 0.798, without it 0.799, of 0.8.
+    Of two the picture has none while t > ALONE: more than 1 makes too many hits there, what a learned discriminator
+    says of a picture is mostly its own error (docs/results.md), and the sound follows. By an exact one that costs next
+    to nothing: on the Gaussian pair of toy/ the correlation is 0.798, without it 0.799, of 0.8.
 
     Where one modality is `given` whole, its hits are settled from the start: the second weight holds from t = 1. A
     third is for t <= FINE: with 0 there the discriminator need not be asked in the last quarter of a solver's steps.
